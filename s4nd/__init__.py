@@ -1,0 +1,21 @@
+"""S4ND: resolution-agnostic state-space models for images, video and audio. Importing it registers the timm models."""
+
+from s4nd import hippo, kernels, layers, ops, resolution
+from s4nd.kernels import make_kernel
+from s4nd.layers import S4, S4ND
+from s4nd.optim import param_groups, ssm_parameter_patterns
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'S4',
+    'S4ND',
+    'hippo',
+    'kernels',
+    'layers',
+    'make_kernel',
+    'ops',
+    'param_groups',
+    'resolution',
+    'ssm_parameter_patterns',
+]

@@ -1,0 +1,144 @@
+"""What every kernel is: parameters -> taps, and where it has a recurrence, the one-step form.
+
+Shape legend: H = d_model, S = n_ssm, n = stored modes, c = channels, L = length, r = rank of P.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Kernel(nn.Module):
+    """A continuous convolution kernel, sampled on demand.
+
+    `kernel(length, step)` gives the taps at lags 0, step, 2·step, … of the training grid, shape (channels, d_model, length),
+    float32 (float64 in a float64 module). Evaluation changes nothing in the kernel.
+    """
+
+    has_recurrence: bool = False
+
+    def __init__(self, d_model: int, channels: int) -> None:
+        super().__init__()
+        if d_model < 1:
+            raise ValueError(f'd_model must be at least 1, got {d_model}')
+        if channels < 1:
+            raise ValueError(f'channels must be at least 1, got {channels}')
+        self.d_model = d_model
+        self.channels = channels
+
+    def forward(self, length: int, step: float = 1.0) -> Tensor:
+        raise NotImplementedError
+
+    def rescale_time(self, factor: float) -> None:
+        """Multiply the kernel's unit of time by `factor` in place: afterwards kernel(L, s) equals kernel(L, s·factor) before."""
+        raise NotImplementedError
+
+    def init_state(self, batch: int) -> dict[str, Tensor]:
+        """The zero state of the recurrence, batch first."""
+        raise ValueError(f'{type(self).__name__} has no recurrence, so it has no state and cannot step')
+
+    def step(self, u: Tensor, state: dict[str, Tensor], step: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """One sample u (B, H) -> output (B, c, H) and the new state; `state` itself is left as it was."""
+        raise ValueError(f'{type(self).__name__} has no recurrence, so it cannot step')
+
+
+class SSMKernel(Kernel):
+    """A kernel that is a state-space system with a timescale a feature (`log_dt`) and a `bandlimit` buffer."""
+
+    has_recurrence = True
+    log_dt: Tensor
+    bandlimit: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        channels: int,
+        d_state: int,
+        n_ssm: int,
+        dt_min: float,
+        dt_max: float,
+        bandlimit: float | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(d_model, channels)
+        if d_state < 2 or d_state % 2:
+            raise ValueError(
+                f'd_state must be even and at least 2 (it counts both of each conjugate pair), got {d_state}'
+            )
+        if n_ssm < 1 or d_model % n_ssm:
+            raise ValueError(f'n_ssm must divide d_model, got n_ssm={n_ssm} and d_model={d_model}')
+        if not 0 < dt_min <= dt_max < math.inf:
+            raise ValueError(f'expected 0 < dt_min <= dt_max, got dt_min={dt_min} and dt_max={dt_max}')
+        if bandlimit is not None and not bandlimit > 0:
+            raise ValueError(
+                f'bandlimit must be positive (1 is the Nyquist limit of the training grid), got {bandlimit}'
+            )
+        self.d_state, self.n_ssm = d_state, n_ssm
+        self.dt_min, self.dt_max = dt_min, dt_max
+        self._initial_bandlimit = math.inf if bandlimit is None else float(bandlimit)
+        # In the state dict: re-anchoring to another grid changes it together with dt. Infinity: off.
+        self.register_buffer('bandlimit', torch.empty((), device=device, dtype=dtype))
+
+    def reset_time(self) -> None:
+        """Initialise dt, log-uniform in [dt_min, dt_max], and the bandlimit."""
+        with torch.no_grad():
+            low, high = math.log(self.dt_min), math.log(self.dt_max)
+            self.log_dt.uniform_(0.0, 1.0).mul_(high - low).add_(low)
+            self.bandlimit.fill_(self._initial_bandlimit)
+
+    def rescale_time(self, factor: float) -> None:
+        """dt and the bandlimit's grid change together, so the same modes stay masked."""
+        with torch.no_grad():
+            self.log_dt.add_(math.log(factor))
+            self.bandlimit.mul_(factor)
+
+    def system(self, step: float = 1.0) -> list[Tensor]:
+        """The discretised one-step form at `step`, as `advance` takes it."""
+        raise NotImplementedError
+
+    @staticmethod
+    def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """One sample: u (B, H), state x -> y (B, c, H), new x."""
+        raise NotImplementedError
+
+    def step(self, u: Tensor, state: dict[str, Tensor], step: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        y, x = self.advance(u, state['x'], self.system(step))
+        return y.to(u.dtype), {'x': x}
+
+    def below_bandlimit(self, A_imag: Tensor) -> Tensor:
+        """Mask (H, n): modes of A_imag (S, n) under α/2 cycles a sample of the training grid."""
+        frequency = wide(self.log_dt).exp() * expand_ssm(wide(A_imag).abs(), self.d_model) / (2 * math.pi)
+        return frequency < self.bandlimit / 2
+
+
+def check_length_and_step(length: int, step: float) -> None:
+    """Raise ValueError unless length >= 1 and step is positive and finite."""
+    if length < 1:
+        raise ValueError(f'kernel length must be at least 1, got {length}')
+    if not (step > 0.0 and step < float('inf')):
+        raise ValueError(f'step must be positive and finite, got {step}')
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float64, where discretisation and powers are computed (float32 on devices that have no float64)."""
+    return x.float() if x.device.type == 'mps' else x.double()
+
+
+def expand_ssm(x: Tensor, d_model: int) -> Tensor:
+    """(…, S, n) -> (…, H, n): feature h uses row h % S."""
+    repeats = [1] * x.dim()
+    repeats[-2] = d_model // x.shape[-2]
+    return x.repeat(repeats)
+
+
+def block_split(length: int) -> tuple[int, int]:
+    """(rows, columns) with columns a power of two near the square root and rows·columns >= length.
+
+    Taps at l = j·columns + i factor as (C Āʲᶜ)·(Āⁱ B̄): one matrix product instead of `length` powers a mode.
+    """
+    columns = 1
+    while columns * columns < length:
+        columns *= 2
+    return (length + columns - 1) // columns, columns

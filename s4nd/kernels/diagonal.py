@@ -1,0 +1,171 @@
+"""S4D: a diagonal state matrix (arXiv 2206.11893).
+
+x' = A x + B u, y = 2 Re(C x), A = -exp(log_A_real) - i·A_imag: K[l] = 2 Re Σ_n C_n B̄_n Ā_n^l, exact at every step.
+Shape legend: see base.py. Arithmetic is real throughout: a complex number is a pair of tensors.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from s4nd import hippo
+from s4nd.kernels.base import SSMKernel, block_split, check_length_and_step, expand_ssm, wide
+
+DISCRETIZATIONS = ('zoh', 'bilinear')
+
+
+class S4DKernel(SSMKernel):
+    """Diagonal SSM kernel.
+
+    Args:
+        d_model: H, number of features.
+        channels: kernels a feature.
+        d_state: N, size of the real state; N/2 complex modes are stored (init 'real': N real modes).
+        init: 'lin', 'inv', 'legs' or 'real' (hippo.diagonal).
+        dt_min, dt_max: range of the log-uniform initial timescale, in units of time a sample of the training grid.
+        n_ssm: S, number of distinct (A, B), a divisor of H; None is 1.
+        bandlimit: α; modes at or above α/2 cycles a sample of the training grid are masked. None: off.
+        discretization: 'zoh' or 'bilinear'.
+        dt_tied: one dt a feature (True) or one a mode.
+
+    Raises:
+        ValueError: for sizes that do not fit, an unknown init or discretization, or a bad dt range or bandlimit.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        channels: int = 1,
+        d_state: int = 64,
+        init: str = 'lin',
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        n_ssm: int | None = None,
+        bandlimit: float | None = None,
+        discretization: str = 'zoh',
+        dt_tied: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        n_ssm = 1 if n_ssm is None else n_ssm
+        super().__init__(d_model, channels, d_state, n_ssm, dt_min, dt_max, bandlimit, device, dtype)
+        if init not in hippo.DIAGONAL_INITS:
+            raise ValueError(
+                f"unknown init '{init}' for kernel 's4d': expected one of {', '.join(hippo.DIAGONAL_INITS)}"
+            )
+        if discretization not in DISCRETIZATIONS:
+            raise ValueError(f"unknown discretization '{discretization}': expected one of {', '.join(DISCRETIZATIONS)}")
+        self.init, self.discretization = init, discretization
+        self.is_real = init == 'real'
+        modes = d_state if self.is_real else d_state // 2
+        pair = () if self.is_real else (2,)
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.log_dt = parameter(d_model, 1 if dt_tied else modes)
+        self.log_A_real = parameter(n_ssm, modes)
+        self.register_parameter('A_imag', None if self.is_real else parameter(n_ssm, modes))
+        self.B = parameter(n_ssm, modes, *pair)
+        self.C = parameter(channels, d_model, modes, *pair)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise: A and B from hippo.diagonal, C complex normal with unit variance, dt log-uniform."""
+        modes = self.log_A_real.shape[-1]
+        A, B = hippo.diagonal(self.init, modes)
+        with torch.no_grad():
+            self.log_A_real.copy_((-A.real).log())
+            if self.A_imag is not None:
+                self.A_imag.copy_(-A.imag)
+            self.B.copy_(B.real if self.is_real else torch.view_as_real(B))
+            self.C.normal_(std=1.0 if self.is_real else 0.5**0.5)
+        self.reset_time()
+
+    def forward(self, length: int, step: float = 1.0) -> Tensor:
+        """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
+        check_length_and_step(length, step)
+        a_re, a_im, b_re, b_im = self._discretize(step)
+        c_re, c_im = self._readout()
+        w_re, w_im = c_re * b_re - c_im * b_im, c_re * b_im + c_im * b_re  # (c, H, n)
+        rows, columns = block_split(length)
+        v_re, v_im = powers(a_re, a_im, columns)  # (H, n, columns)
+        # Ā^columns carries one block of taps to the next.
+        j_re, j_im = v_re[..., -1] * a_re - v_im[..., -1] * a_im, v_re[..., -1] * a_im + v_im[..., -1] * a_re
+        j_re, j_im = powers(j_re, j_im, rows)  # (H, n, rows)
+        left_re = w_re[..., None] * j_re - w_im[..., None] * j_im  # (c, H, n, rows)
+        left_im = w_re[..., None] * j_im + w_im[..., None] * j_re
+        left = torch.cat([left_re, -left_im], 2).permute(1, 0, 3, 2)  # (H, c, rows, 2n)
+        left = left.reshape(self.d_model, self.channels * rows, left.shape[-1])
+        taps = 2 * torch.bmm(left, torch.cat([v_re, v_im], 1))  # (H, c·rows, columns)
+        taps = taps.reshape(self.d_model, self.channels, rows * columns)[..., :length].transpose(0, 1)
+        return taps.to(torch.promote_types(self.C.dtype, torch.float32))
+
+    def init_state(self, batch: int) -> dict[str, Tensor]:
+        """{'x': (B, H, n, 2)}, real and imaginary part of every mode."""
+        modes = self.log_A_real.shape[-1]
+        dtype = torch.promote_types(self.C.dtype, torch.float32)
+        return {'x': torch.zeros(batch, self.d_model, modes, 2, device=self.C.device, dtype=dtype)}
+
+    def system(self, step: float = 1.0) -> list[Tensor]:
+        """The discretised one-step form [Ā re, Ā im, B̄ re, B̄ im, C re, C im], for `advance`."""
+        dtype = torch.promote_types(self.C.dtype, torch.float32)
+        return [t.to(dtype) for t in [*self._discretize(step), *self._readout()]]
+
+    @staticmethod
+    def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """x_k = Ā x_{k-1} + B̄ u_k, y_k = 2 Re(C x_k): u (B, H), x (B, H, n, 2) -> y (B, c, H), new x."""
+        a_re, a_im, b_re, b_im, c_re, c_im = system
+        x_re, x_im = x[..., 0], x[..., 1]
+        u = u.to(x.dtype)[..., None]
+        x_re, x_im = a_re * x_re - a_im * x_im + b_re * u, a_re * x_im + a_im * x_re + b_im * u
+        y = 2 * (c_re * x_re[:, None] - c_im * x_im[:, None]).sum(-1)
+        return y, torch.stack([x_re, x_im], -1)
+
+    def _discretize(self, step: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ā and B̄, each (H, n) as real and imaginary part, in float64."""
+        dt = wide(self.log_dt).exp() * step
+        re = expand_ssm(-wide(self.log_A_real).exp(), self.d_model)
+        if self.A_imag is None:
+            im = torch.zeros_like(re)
+            B_re, B_im = expand_ssm(wide(self.B), self.d_model), im
+        else:
+            im = expand_ssm(-wide(self.A_imag), self.d_model)
+            B_re, B_im = expand_ssm(wide(self.B)[..., 0], self.d_model), expand_ssm(wide(self.B)[..., 1], self.d_model)
+        x, y = re * dt, im * dt
+        if self.discretization == 'zoh':
+            size = torch.exp(x)
+            a_re, a_im = size * torch.cos(y), size * torch.sin(y)
+            # (e^z - 1)/A without cancellation at small z.
+            e_re = torch.expm1(x) * torch.cos(y) - 2 * torch.sin(y / 2) ** 2
+            norm = re * re + im * im
+            g_re, g_im = (e_re * re + a_im * im) / norm, (a_im * re - e_re * im) / norm
+        else:
+            # Ā = 2/(1 - z/2) - 1 and B̄ = dt/(1 - z/2) B.
+            d_re, d_im = 1 - x / 2, -y / 2
+            norm = d_re * d_re + d_im * d_im
+            g_re, g_im = d_re / norm, -d_im / norm
+            a_re, a_im = 2 * g_re - 1, 2 * g_im
+            g_re, g_im = dt * g_re, dt * g_im
+        return a_re, a_im, g_re * B_re - g_im * B_im, g_re * B_im + g_im * B_re
+
+    def _readout(self) -> tuple[Tensor, Tensor]:
+        """C (c, H, n) as real and imaginary part, modes beyond the bandlimit set to zero."""
+        if self.A_imag is None:
+            C = wide(self.C)
+            return C, torch.zeros_like(C)
+        keep = self.below_bandlimit(self.A_imag)
+        return wide(self.C)[..., 0] * keep, wide(self.C)[..., 1] * keep
+
+
+def powers(re: Tensor, im: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """z⁰ … z^(count-1) on a new last axis, by doubling: (…) -> (…, count) as real and imaginary part."""
+    out_re, out_im = torch.ones_like(re)[..., None], torch.zeros_like(im)[..., None]
+    re, im = re[..., None], im[..., None]
+    while out_re.shape[-1] < count:
+        out_re, out_im = (
+            torch.cat([out_re, out_re * re - out_im * im], -1),
+            torch.cat([out_im, out_re * im + out_im * re], -1),
+        )
+        re, im = re * re - im * im, 2 * re * im
+    return out_re[..., :count], out_im[..., :count]

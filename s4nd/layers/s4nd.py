@@ -1,0 +1,248 @@
+"""S4ND: a separable state-space convolution over one, two or three axes (arXiv 2210.06583).
+
+Shape legend: B = batch, C = H = d_model, L1…Ld = size per axis, R = tensor rank, c = channels, O = out_channels,
+M = O or c, K = lags.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from s4nd.kernels import make_kernel
+from s4nd.layers.memo import Memo
+from s4nd.ops import METHODS, lag_taps, separable_conv
+from s4nd.resolution import check_grid, warn_if_aliased
+
+
+class S4ND(nn.Module):
+    """A linear N-D layer whose kernel is an outer product of one continuous kernel per axis, plus a skip D.
+
+    y[c, h, t] = Σ_s K[c, h, t - s] x[h, s] + D[c, h] x[h, t], with K = (1/R) Σ_r Π_τ k_τ^r; zero padding, same size out.
+    An input of another size than `grid` is the same scene sampled differently: each axis kernel is evaluated at
+    step = grid / size.
+
+    Args:
+        d_model: H, number of input features.
+        grid: size of each axis at training; None: the step is always 1.
+        spatial_dims: number of axes, where `grid` is None.
+        kernel: a key of s4nd.kernels.KERNELS.
+        d_state: N of every axis kernel.
+        init, dt_min, dt_max, bandlimit, bidirectional, l_max: one value, or a tuple with one for each axis.
+            init None is the kernel's own. bandlimit α masks modes at or above α/2 cycles a sample of the training grid.
+            bidirectional False is causal. l_max: longest lag + 1, in samples of the training grid; None: all.
+        n_ssm: distinct (A, B) of a kernel, a divisor of H; None is the kernel's least.
+        tensor_rank: R, outer products that are averaged.
+        channels: c, kernels a feature; features out are c·H, channel-major.
+        out_channels: O, mixes all features: a kernel for every pair (o, h), summed over h. Then there is no D.
+        centred: lag l of a two-sided kernel integrates over [l - ½, l + ½], which makes the layer independent of the
+            resolution. False is the published layout, whose backward kernel begins at lag -1.
+        skip: whether D exists.
+        method: 'auto', 'toeplitz' or 'fft' (ops.separable_conv).
+        kernel_options: further keywords of the kernel's class.
+
+    Input (B, H, L1, …, Ld), output (B, c·H or O, L1, …, Ld), of the same dtype.
+
+    Raises:
+        ValueError: for arguments that do not fit each other, and in the forward for an input of the wrong rank, number of
+            features, or an empty axis.
+    """
+
+    __jit_unused_properties__ = ['grid']
+    bidirectional: list[bool]
+    _grid: list[int]
+    _l_max: list[float]
+
+    def __init__(
+        self,
+        d_model: int,
+        grid: tuple[int, ...] | None = None,
+        *,
+        spatial_dims: int | None = None,
+        kernel: str = 's4d',
+        d_state: int = 64,
+        init: str | tuple[str, ...] | None = None,
+        dt_min: float | tuple[float, ...] = 0.1,
+        dt_max: float | tuple[float, ...] = 1.0,
+        n_ssm: int | None = None,
+        bandlimit: float | tuple[float | None, ...] | None = None,
+        tensor_rank: int = 1,
+        bidirectional: bool | tuple[bool, ...] = True,
+        channels: int = 1,
+        out_channels: int | None = None,
+        l_max: int | tuple[int | None, ...] | None = None,
+        centred: bool = True,
+        skip: bool = True,
+        method: str = 'auto',
+        kernel_options: dict | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.spatial_dims = _count_axes(grid, spatial_dims)
+        for name, value in (('tensor_rank', tensor_rank), ('channels', channels), ('out_channels', out_channels)):
+            if value is not None and value < 1:
+                raise ValueError(f'{name} must be at least 1, got {value}')
+        if out_channels is not None and channels != 1:
+            raise ValueError(
+                f'out_channels={out_channels} mixes features by itself: channels must be 1, got {channels}'
+            )
+        if method not in METHODS:
+            raise ValueError(f"unknown method '{method}': expected one of {', '.join(METHODS)}")
+        self.d_model, self.tensor_rank = d_model, tensor_rank
+        self.channels, self.out_channels = channels, 0 if out_channels is None else out_channels
+        self.centred, self.method = centred, method
+        self.bidirectional = _per_axis(bidirectional, self.spatial_dims, 'bidirectional')
+        self._grid = [] if grid is None else list(grid)
+        self._l_max = [math.inf if v is None else float(v) for v in _per_axis(l_max, self.spatial_dims, 'l_max')]
+        if min(self._l_max) < 1:
+            raise ValueError(f'l_max must be at least 1, got {l_max}')
+        options = [
+            _per_axis(value, self.spatial_dims, name)
+            for name, value in (('init', init), ('dt_min', dt_min), ('dt_max', dt_max), ('bandlimit', bandlimit))
+        ]
+        self.kernels = nn.ModuleList(
+            make_kernel(
+                kernel,
+                d_model,
+                channels=(self.out_channels or channels) * tensor_rank * (2 if self.bidirectional[axis] else 1),
+                d_state=d_state,
+                init=axis_init,
+                dt_min=low,
+                dt_max=high,
+                n_ssm=n_ssm,
+                bandlimit=axis_bandlimit,
+                options=kernel_options,
+                device=device,
+                dtype=dtype,
+            )
+            for axis, (axis_init, low, high, axis_bandlimit) in enumerate(zip(*options, strict=True))
+        )
+        has_skip = skip and out_channels is None
+        self.register_parameter(
+            'D', nn.Parameter(torch.empty(channels, d_model, device=device, dtype=dtype)) if has_skip else None
+        )
+        self._memo = Memo()
+        self._reset_skip()
+
+    def reset_parameters(self) -> None:
+        """Initialise all kernels, and D from N(0, 1)."""
+        for kernel in self.kernels:
+            kernel.reset_parameters()
+        self._reset_skip()
+
+    @property
+    def grid(self) -> tuple[int, ...] | None:
+        """Sizes on which the layer was trained; None: it knows none."""
+        return tuple(self._grid) or None
+
+    def set_grid(self, grid: tuple[int, ...]) -> None:
+        """Re-anchor to another training grid without changing the function: dt, bandlimit and l_max change instead.
+
+        Raises:
+            ValueError: if the layer has no grid, or the number of axes differs.
+        """
+        if len(grid) != self.spatial_dims or not self._grid:
+            raise ValueError(
+                f'cannot re-anchor a layer with grid {self.grid} to {tuple(grid)}: expected {self.spatial_dims} axes and a grid'
+            )
+        check_grid(grid)
+        for axis, kernel in enumerate(self.kernels):
+            if grid[axis] != self._grid[axis]:
+                kernel.rescale_time(self._grid[axis] / grid[axis])
+                self._l_max[axis] *= grid[axis] / self._grid[axis]
+        self._grid = list(grid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.d_model:
+            raise ValueError(f'expected (batch, {self.d_model}, {self.spatial_dims} sizes), got shape {list(x.shape)}')
+        if x.numel() == 0:
+            raise ValueError(f'the input is empty: shape {list(x.shape)}')
+        size = list(x.shape[2:])
+        if torch.jit.is_scripting():
+            taps, centres = self.axis_taps(size)
+        else:
+            taps, centres = self._remembered_taps(size)
+        if self.out_channels > 0:
+            return self._mix(x, taps, centres)
+        u = x if self.channels == 1 else torch.cat([x] * self.channels, 1)
+        y = separable_conv(u, taps, centres, self.method)
+        if self.D is None:
+            return y
+        return y + self.D.to(y.dtype).reshape([-1] + [1] * self.spatial_dims) * u
+
+    def axis_taps(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
+        """Lag taps (R, M·H, K) of each axis for an input of this size, and the index of lag 0 in each."""
+        taps: list[Tensor] = []
+        centres: list[int] = []
+        for axis, kernel in enumerate(self.kernels):
+            step = self._grid[axis] / size[axis] if len(self._grid) > 0 else 1.0
+            lags = size[axis]
+            if self._l_max[axis] / step < lags:
+                lags = max(1, int(round(self._l_max[axis] / step)))
+            bidirectional = self.bidirectional[axis]
+            if bidirectional and self.centred:
+                k = kernel(2 * lags - 1, step / 2)
+            else:
+                k = kernel(lags, step)
+            # (sides·R·M, H, K) -> (sides, R, M·H, K): forward kernels first, then backward ones.
+            k = k.reshape(2 if bidirectional else 1, self.tensor_rank, -1, k.shape[-1])
+            if axis == 0:
+                k = k / self.tensor_rank
+            centre = 0
+            if bidirectional:
+                two_sided, centre = lag_taps(k[0], k[1], self.centred)
+            else:
+                two_sided = k[0]
+            taps.append(two_sided)
+            centres.append(centre)
+        return taps, centres
+
+    @torch.jit.unused
+    def _remembered_taps(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
+        if self.training or torch.compiler.is_compiling():
+            return self.axis_taps(size)
+        tensors = [*self.kernels.parameters(), *self.kernels.buffers()]
+        return self._memo.get(
+            (tuple(size), tuple(self._grid), tuple(self._l_max)), tensors, lambda: self._checked_taps(size)
+        )
+
+    @torch.jit.unused
+    def _checked_taps(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
+        for axis, (kernel, grid) in enumerate(zip(self.kernels, self._grid, strict=False)):
+            if size[axis] < grid and hasattr(kernel, 'bandlimit') and not kernel.bandlimit.is_meta:
+                warn_if_aliased(axis, float(kernel.bandlimit), grid / size[axis])
+        return self.axis_taps(size)
+
+    def _mix(self, x: Tensor, taps: list[Tensor], centres: list[int]) -> Tensor:
+        """Every input feature to every output: (B, H, …) -> (B, O, …), summed over H."""
+        shape = list(x.shape)
+        u = torch.cat([x] * self.out_channels, 1)
+        y = separable_conv(u, taps, centres, self.method)
+        return y.reshape([shape[0], self.out_channels] + shape[1:]).sum(2)
+
+    def _reset_skip(self) -> None:
+        if self.D is not None:
+            nn.init.normal_(self.D)
+
+    def extra_repr(self) -> str:
+        return f'{self.d_model}, grid={self.grid}, bidirectional={self.bidirectional}, method={self.method!r}'
+
+
+def _count_axes(grid: tuple[int, ...] | None, spatial_dims: int | None) -> int:
+    if grid is not None:
+        check_grid(grid)
+        if spatial_dims not in (None, len(grid)):
+            raise ValueError(f'spatial_dims={spatial_dims} contradicts grid={tuple(grid)}')
+        return len(grid)
+    if spatial_dims not in (1, 2, 3):
+        raise ValueError(f'without a grid, spatial_dims must be 1, 2 or 3, got {spatial_dims}')
+    return spatial_dims
+
+
+def _per_axis(value: object, axes: int, name: str) -> list:
+    if not isinstance(value, (tuple, list)):
+        return [value] * axes
+    if len(value) != axes:
+        raise ValueError(f'{name} must be one value or one for each of {axes} axes, got {value}')
+    return list(value)

@@ -1,0 +1,68 @@
+"""Optimiser groups, as plain dictionaries.
+
+State-space parameters (dt, A, B, P) train at their own learning rate without weight decay; C and D are ordinary weights
+(the published rule: S4, arXiv 2111.00396, and the S4ND recipes). Selection is by name, so it survives copies and rebuilds.
+"""
+
+from fnmatch import fnmatch
+
+from torch import nn
+
+SSM_NAMES = ('log_dt', 'log_A_real', 'A_imag', 'B', 'P')
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    ssm_lr: float | None = 1e-3,
+    overrides: dict[str, dict] | None = None,
+) -> list[dict]:
+    """Parameter groups with an explicit lr and weight decay, for any torch or timm optimiser.
+
+    Args:
+        model: whose trainable parameters are grouped; every one is in exactly one group.
+        lr, weight_decay: of ordinary weights; biases and other 1-D parameters take no weight decay.
+        ssm_lr: of dt, A, B and P, which take no weight decay; None: the same as lr. Never above lr.
+        overrides: {pattern: options}: parameters whose full name matches (fnmatch; the first match wins) get a group with
+            these options, such as {'*.log_dt': {'lr': 1e-4}}.
+
+    Raises:
+        ValueError: if a pattern matches no parameter.
+    """
+    overrides = overrides or {}
+    ssm = _ssm_names(model)
+    ssm_lr = lr if ssm_lr is None else min(ssm_lr, lr)
+    groups: dict[str, dict] = {
+        'decay': {'params': [], 'lr': lr, 'weight_decay': weight_decay},
+        'no_decay': {'params': [], 'lr': lr, 'weight_decay': 0.0},
+        'ssm': {'params': [], 'lr': ssm_lr, 'weight_decay': 0.0},
+    }
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        base = 'ssm' if name in ssm else ('no_decay' if parameter.ndim <= 1 or name.endswith('.bias') else 'decay')
+        pattern = next((p for p in overrides if fnmatch(name, p)), None)
+        if pattern is None:
+            groups[base]['params'].append(parameter)
+        else:
+            group = groups.setdefault(f'{pattern} {base}', {**groups[base], 'params': [], **overrides[pattern]})
+            group['params'].append(parameter)
+    for pattern in overrides:
+        if not any(fnmatch(name, pattern) for name, _ in model.named_parameters()):
+            raise ValueError(f"no parameter of {type(model).__name__} matches '{pattern}'")
+    return [group for group in groups.values() if group['params']]
+
+
+def ssm_parameter_patterns(model: nn.Module) -> set[str]:
+    """fnmatch patterns of the SSM parameters that exist in `model`, for timm's `no_weight_decay`."""
+    return {f'*.kernels.*.{name.rsplit(".", 1)[-1]}' for name in _ssm_names(model)}
+
+
+def _ssm_names(model: nn.Module) -> set[str]:
+    from s4nd.kernels import Kernel
+
+    kernels = [name for name, module in model.named_modules() if isinstance(module, Kernel)]
+    return {f'{prefix}.{leaf}'.lstrip('.') for prefix in kernels for leaf in SSM_NAMES} & dict(
+        model.named_parameters()
+    ).keys()

@@ -1,0 +1,32 @@
+"""Size -> step: one scene, sampled more or less densely.
+
+A layer trained on `grid` samples an axis that then holds `size` samples uses its kernel at step = grid / size.
+"""
+
+import math
+import warnings
+
+import torch
+
+
+def axis_steps(grid: tuple[int, ...] | None, size: tuple[int, ...]) -> list[float]:
+    """Step per axis: grid / size, or 1 everywhere where the layer knows no grid."""
+    if grid is None:
+        return [1.0] * len(size)
+    return [g / s for g, s in zip(grid, size, strict=True)]
+
+
+def check_grid(grid: tuple[int, ...]) -> None:
+    """Raise ValueError unless the grid has 1 to 3 axes of at least one sample each."""
+    if not 1 <= len(grid) <= 3 or min(grid) < 1:
+        raise ValueError(f'grid must hold 1 to 3 sizes of at least 1 each, got {grid}')
+
+
+def warn_if_aliased(axis: int, bandlimit: float, step: float) -> None:
+    """Warn when modes kept on the training grid are above the Nyquist limit of a coarser one (α · step > 1)."""
+    if step > 1 and bandlimit < math.inf and bandlimit * step > 1 and not torch.compiler.is_compiling():
+        warnings.warn(
+            f'axis {axis}: bandlimit {bandlimit:g} against the training grid exceeds the Nyquist limit of a grid '
+            f'{step:g} times coarser; the finest modes alias (a bandlimit of {1 / step:g} would not)',
+            stacklevel=3,
+        )
