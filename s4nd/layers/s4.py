@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from s4nd.kernels import KERNELS
-from s4nd.layers.memo import Memo
 from s4nd.layers.s4nd import S4ND
 
 
@@ -55,26 +54,28 @@ class S4(S4ND):
             device=device,
             dtype=dtype,
         )
-        self._step_memo = Memo()
 
     def init_state(self, batch: int) -> dict[str, Tensor]:
         """The zero state: a flat dict of tensors, batch first."""
         return self.kernels[0].init_state(batch)
 
-    def step(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def system(self, step: float = 1.0) -> list[Tensor]:
+        """The discretised recurrence at `step`: compute it once before a loop of `step` calls."""
+        return self.kernels[0].system(step)
+
+    def step(
+        self, x: Tensor, state: dict[str, Tensor], system: list[Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """One sample (B, H) -> (B, H) and the new state; `state` is left as it was.
+
+        `system` None discretises anew, which costs more than the step itself.
 
         Raises:
             ValueError: if x is not (B, H).
         """
         if x.dim() != 2 or x.shape[1] != self.d_model:
             raise ValueError(f'step expects (batch, {self.d_model}), got shape {list(x.shape)}')
-        kernel = self.kernels[0]
-        if torch.compiler.is_compiling():
-            system = kernel.system()
-        else:
-            system = self._step_memo.get('step', [*kernel.parameters(), *kernel.buffers()], kernel.system)
-        y, new = kernel.advance(x, state['x'], system)
+        y, new = self.kernels[0].advance(x, state['x'], self.system() if system is None else system)
         y = y[:, 0].to(x.dtype)
         if self.D is not None:
             y = y + self.D[0].to(x.dtype) * x

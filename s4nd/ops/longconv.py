@@ -83,7 +83,8 @@ def _separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: s
             z = _conv_axis(z, k, centres[axis], dim, method)
         y = z if rank == 0 else y + z
     y = y.transpose(0, 1) if axes == 1 else y.movedim(2, 0)
-    return y.to(dtype)
+    # Contiguous: what follows is elementwise beside contiguous tensors, and slow over mixed strides.
+    return y.to(dtype).contiguous()
 
 
 def _conv_axis(x: Tensor, taps: Tensor, centre: int, dim: int, method: str) -> Tensor:

@@ -1,0 +1,112 @@
+"""Quantisers: exact properties, at every bit depth."""
+
+import math
+
+import pytest
+import torch
+
+from audio.quantization import CONVENTIONS, LAWS, Quantizer
+
+DEPTHS = range(1, 17)
+
+
+@pytest.mark.parametrize('bits', DEPTHS)
+@pytest.mark.parametrize('law', LAWS)
+def test_every_code_survives_a_round_trip(law: str, bits: int) -> None:
+    q = Quantizer(law, bits)
+    codes = torch.arange(q.n_codes)
+    assert torch.equal(q.encode(q.decode(codes)), codes)
+    assert q.decode(codes).diff().min() > 0
+
+
+@pytest.mark.parametrize('convention', CONVENTIONS)
+@pytest.mark.parametrize('bits', DEPTHS)
+@pytest.mark.parametrize('law', LAWS)
+def test_silence_is_the_zero_code(law: str, bits: int, convention: str) -> None:
+    q = Quantizer(law, bits, convention)
+    assert q.encode(torch.zeros(3)).tolist() == [2 ** (bits - 1)] * 3
+    assert q.decode(torch.tensor([q.zero_code])).item() == 0.0
+
+
+@pytest.mark.parametrize('convention', CONVENTIONS)
+@pytest.mark.parametrize('law', LAWS)
+def test_codes_stay_in_range_and_clip(law: str, convention: str) -> None:
+    q = Quantizer(law, 8, convention)
+    assert q.encode(torch.tensor([-3.0, -1.0, 1.0, 3.0])).tolist() == [0, 0, 255, 255]
+
+
+@pytest.mark.parametrize('bits', (2, 4, 8, 12))
+@pytest.mark.parametrize('law', LAWS)
+def test_error_is_at_most_half_a_level(law: str, bits: int) -> None:
+    q = Quantizer(law, bits)
+    x = torch.linspace(-1, 1, 20001)
+    compressed = q._compress(x.double())
+    error = (q._compress(q.decode(q.encode(x)).double()) - compressed).abs().max().item()
+    assert error <= 1 / (2**bits - 1) * (1 + 1e-3)
+
+
+def test_mu_law_round_trip_error_of_8_bits() -> None:
+    x = torch.linspace(-1, 1, 200_001)
+    error = Quantizer('mu-law').decode(Quantizer('mu-law').encode(x)) - x
+    assert error.abs().max() < 0.0217
+    assert abs(error.mean()) < 1e-4
+
+
+def test_mu_law_curve() -> None:
+    q = Quantizer('mu-law')
+    code = q.encode(torch.tensor(0.1))
+    compressed = math.log1p(255 * 0.1) / math.log1p(255)
+    assert code.item() == 128 + round(127.5 * compressed - 1e-9)
+
+
+@pytest.mark.parametrize('law', LAWS)
+def test_reference_convention(law: str) -> None:
+    q, x = Quantizer(law, 8, 'reference'), torch.linspace(-1, 1, 10_001, dtype=torch.float64)
+    c = x if law == 'linear' else x.sign() * torch.log1p(255 * x.abs()) / math.log(256)
+    assert torch.equal(q.encode(x), ((c + 1) / 2 * 255.99 + 0.005).floor().long())
+    codes = torch.arange(256)
+    centres = codes / 128 - 1
+    expected = centres if law == 'linear' else centres.sign() * ((256**centres.abs()) - 1) / 255
+    torch.testing.assert_close(q.decode(codes), expected.float())
+    # The published faults are part of it: about half of the codes move in a round trip.
+    kept = (q.encode(q.decode(codes)) == codes).sum().item()
+    assert 120 <= kept <= 135
+
+
+@pytest.mark.parametrize('law', LAWS)
+def test_one_sample_does_not_change_another(law: str) -> None:
+    q = Quantizer(law)
+    quiet = torch.linspace(-0.1, 0.2, 50)
+    loud = torch.cat([quiet, torch.tensor([0.99, -0.99])])
+    assert torch.equal(q.encode(loud)[:50], q.encode(quiet))
+
+
+def test_json_round_trip() -> None:
+    q = Quantizer('linear', 10, 'reference')
+    assert Quantizer.from_json(q.to_json()) == q
+
+
+@pytest.mark.parametrize('text', ['nonsense', '{"name": "linear", "depth": 8}', '[1]'])
+def test_bad_json(text: str) -> None:
+    with pytest.raises(ValueError, match='not a quantizer description'):
+        Quantizer.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('alaw', 8), "'alaw'.*mu-law, linear"),
+        (('linear', 0), 'from 1 to 16, got 0'),
+        (('linear', 17), 'from 1 to 16, got 17'),
+        (('linear', 8.0), 'from 1 to 16, got 8.0'),
+        (('linear', 8, 'torch'), "'torch'.*standard, reference"),
+    ],
+)
+def test_bad_arguments(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Quantizer(*arguments)
+
+
+def test_codes_must_be_integers() -> None:
+    with pytest.raises(ValueError, match='float32'):
+        Quantizer().decode(torch.zeros(3))

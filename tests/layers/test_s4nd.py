@@ -1,0 +1,352 @@
+"""The S4ND layer: golden vectors, resolution, mixing, ranks, dtypes, compilers, remembered taps, bad input."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from s4nd import S4ND
+from s4nd.layers.memo import Memo
+from tests import oracles
+from tests.golden_cases import load, tensor
+
+CASES = load('s4nd')
+DOUBLE = torch.float64
+
+
+def golden_layer(case: dict, dtype: torch.dtype, method: str) -> S4ND:
+    meta = case['meta']
+    # The published rate multiplies dt on every axis; a grid of rate · size says the same.
+    grid = [meta['rate'] * size for size in meta['Ls']]
+    assert all(g == int(g) for g in grid)
+    layer = S4ND(
+        meta['H'],
+        tuple(int(g) for g in grid),
+        kernel={'s4d': 's4d', 'dplr': 's4'}[meta['kernel']],
+        d_state=meta['N'],
+        n_ssm=len(case['sd.kernel.0.A_real']),
+        bandlimit=meta.get('bandlimit'),
+        tensor_rank=meta['trank'],
+        bidirectional=meta['bidirectional'],
+        channels=meta['channels'],
+        out_channels=meta['out_channels'],
+        l_max=tuple(meta['l_max']),
+        centred=False,
+        method=method,
+        kernel_options={'discretization': meta['disc']} if 'disc' in meta else None,
+        dtype=dtype,
+    )
+    names = {'inv_dt': 'log_dt', 'A_real': 'log_A_real', 'A_imag': 'A_imag', 'B': 'B', 'C': 'C', 'P': 'P'}
+    with torch.no_grad():
+        for axis, kernel in enumerate(layer.kernels):
+            for theirs, ours in names.items():
+                if f'sd.kernel.{axis}.{theirs}' in case:
+                    parameter = getattr(kernel, ours)
+                    parameter.copy_(tensor(case[f'sd.kernel.{axis}.{theirs}']).reshape(parameter.shape))
+        if layer.D is not None:
+            layer.D.copy_(tensor(case['sd.D']))
+    return layer
+
+
+def golden_output(layer: S4ND, case: dict, x: torch.Tensor) -> torch.Tensor:
+    meta = case['meta']
+    y = layer(x if meta['transposed'] else x.movedim(-1, 1))
+    if not meta['linear']:
+        weight = tensor(case['sd.output_linear.0.weight']).to(x)
+        bias = tensor(case['sd.output_linear.0.bias']).to(x)
+        y = F.glu(F.linear(F.gelu(y).movedim(1, -1), weight, bias), -1).movedim(-1, 1)
+    return y if meta['transposed'] else y.movedim(1, -1)
+
+
+@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('method', ['toeplitz', 'fft'])
+def test_golden_output(name: str, method: str) -> None:
+    case = CASES[name]
+    fout = case['meta'].get('init') == 'fourier'
+    for dtype, tolerance in ((DOUBLE, 1e-10), (torch.float32, 2e-3 if fout else 5e-6)):
+        y = golden_output(golden_layer(case, dtype, method), case, tensor(case['x']).to(dtype))
+        assert y.dtype == dtype
+        torch.testing.assert_close(y.double(), tensor(case['y_true']).reshape(y.shape), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize('name', [name for name, case in CASES.items() if 'grad.w' in case])
+def test_golden_gradients(name: str) -> None:
+    case = CASES[name]
+    layer = golden_layer(case, DOUBLE, 'auto')
+    x = tensor(case['x']).requires_grad_()
+    y = golden_output(layer, case, x)
+    (y * tensor(case['grad.w']).reshape(y.shape)).sum().backward()
+    torch.testing.assert_close(x.grad, tensor(case['grad.x']), atol=1e-10, rtol=1e-9)
+    pairs = {f'kernel.{i}.{t}': getattr(k, o).grad for i, k in enumerate(layer.kernels) for t, o in (
+        ('inv_dt', 'log_dt'), ('A_real', 'log_A_real'), ('A_imag', 'A_imag'), ('B', 'B'), ('C', 'C'))}  # fmt: skip
+    if layer.D is not None:
+        pairs['D'] = layer.D.grad
+    for key, gradient in pairs.items():
+        true = tensor(case[f'grad.{key}']).reshape(gradient.shape)
+        torch.testing.assert_close(gradient, true, atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.parametrize('size', [(1,), (9,), (5, 8), (1, 6), (3, 4, 2)], ids=str)
+@pytest.mark.parametrize('tensor_rank', [1, 3])
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_equals_the_direct_sum(size: tuple[int, ...], tensor_rank: int, bidirectional: bool) -> None:
+    torch.manual_seed(0)
+    layer = S4ND(3, size, d_state=4, tensor_rank=tensor_rank, bidirectional=bidirectional, channels=2, dtype=DOUBLE)
+    x = torch.randn(2, 3, *size, dtype=DOUBLE)
+    taps, centres = layer.axis_taps(list(size))
+    twice = torch.cat([x, x], 1)
+    skip = layer.D.reshape(-1, *[1] * len(size)) * twice
+    true = oracles.direct_conv(twice, oracles.full_kernel(taps), centres) + skip
+    torch.testing.assert_close(layer(x), true, atol=1e-11, rtol=0)
+
+
+def test_centred_taps_are_cell_integrals() -> None:
+    """Lag l of a zero-order hold is the kernel's integral over [l - ½, l + ½]; lag 0 takes half a cell from each side."""
+    layer = S4ND(3, (6,), d_state=8, n_ssm=3, dtype=DOUBLE)
+    kernel = layer.kernels[0]
+    A = torch.complex(-kernel.log_A_real.exp(), -kernel.A_imag)
+    B, C = torch.view_as_complex(kernel.B.detach()), torch.view_as_complex(kernel.C.detach())
+    dt = kernel.log_dt.exp()
+    for size in (6, 12, 4):
+        (taps,), (centre,) = layer.axis_taps([size])
+        step = dt * 6 / size
+        for lag in range(size):
+            low = max(0.0, lag - 0.5)
+            ahead, behind = oracles.cell_integral(A, B, C, low * step, (lag + 0.5) * step)
+            if lag == 0:
+                torch.testing.assert_close(taps[0, :, centre], ahead + behind, atol=1e-12, rtol=0)
+            else:
+                torch.testing.assert_close(taps[0, :, centre + lag], ahead, atol=1e-12, rtol=0)
+                torch.testing.assert_close(taps[0, :, centre - lag], behind, atol=1e-12, rtol=0)
+
+
+def smooth_signal(seed: int, size: int, cycles: float) -> torch.Tensor:
+    """64 sums of 6 cosines of up to `cycles` across the axis, sampled at the middles of `size` cells: (1, 64, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    frequency = cycles * torch.rand(64, 6, 1, generator=generator, dtype=DOUBLE)
+    amplitude = torch.randn(64, 6, 1, generator=generator, dtype=DOUBLE)
+    phase = torch.rand(64, 6, 1, generator=generator, dtype=DOUBLE)
+    time = (torch.arange(size, dtype=DOUBLE) + 0.5) / size
+    return (amplitude * torch.cos(2 * math.pi * (frequency * time + phase))).sum(1)[None]
+
+
+def drift(low: int, high: int, cycles: float, centred: bool, draws: int = 8) -> float:
+    """Mean relative difference of the outputs at two sizes, in the middle half of the axis."""
+    total = 0.0
+    for seed in range(draws):
+        torch.manual_seed(seed)
+        layer = S4ND(64, (low,), d_state=64, bandlimit=0.5, centred=centred, skip=False, dtype=DOUBLE)
+        coarse = layer(smooth_signal(seed, low, cycles))
+        fine = layer(smooth_signal(seed, high, cycles)).unflatten(2, (low, high // low)).mean(-1)
+        inside = slice(low // 4, low - low // 4)
+        total += ((coarse - fine)[..., inside].norm() / coarse[..., inside].norm()).item()
+    return total / draws
+
+
+# 4 cycles: the most that 8 samples can hold.
+@pytest.mark.parametrize(('low', 'high', 'cycles', 'limit'), [(32, 64, 5, 0.015), (8, 32, 4, 0.15)])
+def test_resolution_drift(low: int, high: int, cycles: float, limit: float) -> None:
+    """The same scene, sampled more densely, gives the same output: centred taps with a bandlimit."""
+    assert drift(low, high, cycles, centred=True) <= limit
+    assert drift(low, high, cycles, centred=False) > 2 * limit
+
+
+def test_step_is_per_axis() -> None:
+    layer = S4ND(4, (8, 6), d_state=4, bidirectional=(True, False), l_max=(None, 3), dtype=DOUBLE)
+    taps, centres = layer.axis_taps([16, 3])
+    assert [t.shape[-1] for t in taps] == [31, 2]
+    assert centres == [15, 0]
+    torch.testing.assert_close(taps[1][0], layer.kernels[1](2, 2.0)[0], atol=0, rtol=0)
+
+
+def test_reanchoring_keeps_the_function() -> None:
+    torch.manual_seed(0)
+    layer = S4ND(4, (8, 8), d_state=16, bandlimit=0.5, l_max=6, dtype=DOUBLE).eval()
+    x, big = torch.randn(1, 4, 8, 8, dtype=DOUBLE), torch.randn(1, 4, 16, 12, dtype=DOUBLE)
+    before = layer(x), layer(big)
+    layer.set_grid((16, 24))
+    assert layer.grid == (16, 24)
+    torch.testing.assert_close(layer(x), before[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(layer(big), before[1], atol=1e-12, rtol=0)
+    # The state dict carries the function: a layer built on the new grid gives the same.
+    fresh = S4ND(4, (16, 24), d_state=16, bandlimit=0.5, l_max=(12, 18), dtype=DOUBLE)
+    fresh.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(fresh(x), before[0], atol=1e-12, rtol=0)
+
+
+def test_coarser_than_the_bandlimit_warns() -> None:
+    layer = S4ND(4, (8,), bandlimit=0.8).eval()
+    with pytest.warns(UserWarning, match='bandlimit 0.8 .* 2 times coarser'), torch.no_grad():
+        layer(torch.randn(1, 4, 4))
+
+
+@pytest.mark.parametrize('method', ['toeplitz', 'fft'])
+def test_full_mixing(method: str) -> None:
+    torch.manual_seed(0)
+    layer = S4ND(3, (5, 6), out_channels=4, d_state=4, l_max=3, tensor_rank=2, method=method, dtype=DOUBLE)
+    assert layer.D is None
+    x = torch.randn(2, 3, 5, 6, dtype=DOUBLE)
+    taps, centres = layer.axis_taps([5, 6])
+    torch.testing.assert_close(layer(x), oracles.mixed_conv(x, taps, centres), atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'kernel': 's4'}, {'tensor_rank': 2}, {'out_channels': 5}, {'bidirectional': False}, {'bandlimit': 0.2},
+    {'kernel': 's4d', 'init': 'real'}, {'channels': 2}, {'centred': False}, {'l_max': 2},
+])  # fmt: skip
+def test_every_parameter_gets_a_gradient(options: dict) -> None:
+    torch.manual_seed(0)
+    layer = S4ND(4, (6, 6), d_state=8, **options)
+    layer(torch.randn(2, 4, 6, 6)).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.is_complex()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = S4ND(4, (8, 8), d_state=8)
+    x = torch.randn(2, 4, 8, 8).to(dtype)
+    true = layer(x.float())
+    y = layer(x)
+    assert y.dtype == dtype
+    assert (y.float() - true).abs().max() / true.abs().max() < 2 * torch.finfo(dtype).eps
+    with torch.autocast('cpu', torch.bfloat16):
+        torch.testing.assert_close(layer(x.float()), true, atol=1e-5, rtol=0)
+    assert layer.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_compiled_training_equals_eager() -> None:
+    torch.manual_seed(0)
+    layer = S4ND(4, (6, 5), d_state=4, tensor_rank=2)
+    x = torch.randn(2, 4, 6, 5)
+    compiled = torch.compile(layer, fullgraph=True)
+    y = compiled(x)
+    y.square().sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}
+    layer.zero_grad()
+    torch.testing.assert_close(y, layer(x), atol=1e-5, rtol=1e-5)
+    layer(x).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('kernel', ['s4d', 's4'])
+def test_script_and_export(kernel: str) -> None:
+    layer = S4ND(4, (6, 5), kernel=kernel, d_state=4, tensor_rank=2).eval()
+    x = torch.randn(2, 4, 7, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
+        exported = torch.export.export(layer, (x,)).module()
+        torch.testing.assert_close(exported(x), layer(x))
+
+
+class TestRememberedTaps:
+    """In evaluation without autograd taps are computed once, and again as soon as anything changes."""
+
+    def setup_method(self) -> None:
+        torch.manual_seed(0)
+        self.layer = S4ND(4, (6, 6), d_state=4).eval()
+        self.x = torch.randn(1, 4, 6, 6)
+        with torch.no_grad():
+            self.before = self.layer(self.x)
+
+    def fresh(self) -> torch.Tensor:
+        self.layer._memo.clear()
+        with torch.no_grad():
+            return self.layer(self.x)
+
+    def test_are_reused(self) -> None:
+        with torch.no_grad():
+            calls = []
+            self.layer.axis_taps = lambda size: calls.append(size)
+            torch.testing.assert_close(self.layer(self.x), self.before)
+        assert calls == []
+
+    @pytest.mark.parametrize('change', [
+        lambda layer: layer.kernels[0].C.mul_(2),
+        lambda layer: setattr(layer.kernels[0], 'C', torch.nn.Parameter(2 * layer.kernels[0].C)),
+        lambda layer: layer.load_state_dict({k: v * 0.9 for k, v in layer.state_dict().items()}),
+        lambda layer: layer.kernels[1].bandlimit.fill_(0.1),
+        lambda layer: layer.reset_parameters(),
+        lambda layer: torch.optim.SGD(layer.parameters(), lr=0.0, weight_decay=0).step() or layer.kernels[0].B.add_(1),
+    ])  # fmt: skip
+    def test_notice_a_change(self, change: object) -> None:
+        with torch.no_grad():
+            change(self.layer)
+            after = self.layer(self.x)
+        assert not torch.equal(after, self.before)
+        torch.testing.assert_close(after, self.fresh(), atol=0, rtol=0)
+
+    def test_notice_dtype_size_and_grid(self) -> None:
+        with torch.no_grad():
+            double = self.layer.double()(self.x.double())
+            torch.testing.assert_close(double.float(), self.before)
+            assert self.layer(torch.randn(1, 4, 9, 3, dtype=DOUBLE)).shape == (1, 4, 9, 3)
+            torch.testing.assert_close(self.layer(self.x.double()), double, atol=0, rtol=0)
+
+    def test_training_step_in_between(self) -> None:
+        self.layer.train()
+        self.layer(self.x).square().sum().backward()
+        torch.optim.SGD(self.layer.parameters(), lr=0.1).step()
+        self.layer.eval()
+        with torch.no_grad():
+            after = self.layer(self.x)
+        torch.testing.assert_close(after, self.fresh(), atol=0, rtol=0)
+        assert not torch.equal(after, self.before)
+
+    def test_copies_and_inference_mode(self) -> None:
+        clone = copy.deepcopy(self.layer)
+        with torch.inference_mode():
+            clone.kernels[0].C.mul_(2)
+            changed = clone(self.x)
+        assert not torch.equal(changed, self.before)
+        with torch.no_grad():
+            torch.testing.assert_close(self.layer(self.x), self.before, atol=0, rtol=0)
+
+    def test_gradients_flow_in_evaluation(self) -> None:
+        self.layer(self.x).sum().backward()
+        assert self.layer.kernels[0].C.grad is not None
+
+
+def test_memo_ignores_inference_tensors() -> None:
+    with torch.inference_mode():
+        weight = torch.ones(1)
+        memo, calls = Memo(), []
+        for _ in range(2):
+            memo.get('key', [weight], lambda: calls.append(1))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(('call', 'says'), [
+    (lambda: S4ND(4), 'without a grid.*None'),
+    (lambda: S4ND(4, spatial_dims=4), 'must be 1, 2 or 3, got 4'),
+    (lambda: S4ND(4, (8, 8), spatial_dims=3), r'spatial_dims=3 contradicts grid=\(8, 8\)'),
+    (lambda: S4ND(4, (8, 0)), r'grid.*\(8, 0\)'),
+    (lambda: S4ND(4, (8, 8, 8, 8)), '1 to 3 sizes'),
+    (lambda: S4ND(4, (8,), kernel='s6'), "unknown kernel 's6'"),
+    (lambda: S4ND(4, (8,), init='legz'), "unknown init 'legz'"),
+    (lambda: S4ND(4, (8,), n_ssm=3), 'n_ssm=3 and d_model=4'),
+    (lambda: S4ND(4, (8,), dt_min=-1.0), 'dt_min=-1.0'),
+    (lambda: S4ND(4, (8, 8), init=('lin', 'inv', 'lin')), 'init must be one value or one for each of 2 axes'),
+    (lambda: S4ND(4, (8,), tensor_rank=0), 'tensor_rank.*0'),
+    (lambda: S4ND(4, (8,), l_max=0), 'l_max.*0'),
+    (lambda: S4ND(4, (8,), out_channels=2, channels=2), 'channels must be 1, got 2'),
+    (lambda: S4ND(4, (8,), method='conv'), "unknown method 'conv'"),
+    (lambda: S4ND(4, (8,))(torch.zeros(1, 4, 8, 8)), r'\(batch, 4, 1 sizes\).*\[1, 4, 8, 8\]'),
+    (lambda: S4ND(4, (8,))(torch.zeros(1, 3, 8)), r'\(batch, 4, 1 sizes\).*\[1, 3, 8\]'),
+    (lambda: S4ND(4, (8,))(torch.zeros(1, 4, 0)), r'empty.*\[1, 4, 0\]'),
+    (lambda: S4ND(4, spatial_dims=1).set_grid((4,)), 'grid None'),
+    (lambda: S4ND(4, (8,)).set_grid((4, 4)), 'expected 1 axes'),
+])  # fmt: skip
+def test_bad_input(call: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_unknown_keyword() -> None:
+    with pytest.raises(TypeError, match='dropuot'):
+        S4ND(4, (8,), dropuot=0.1)

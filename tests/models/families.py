@@ -1,0 +1,55 @@
+"""Small members of every family, with weights large enough for outputs of order 1 (a fresh ConvNeXt hides its blocks)."""
+
+import timm
+import torch
+from torch import nn
+
+import s4nd.models
+
+CONVNEXT = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 24), d_state=8, img_size=64, num_classes=5, ls_init_value=None)
+VIT = dict(embed_dim=16, depths=(1, 1, 1), patch_size=8, d_state=8, img_size=32, num_classes=5)
+ISOTROPIC = dict(dim=16, depths=(1, 1, 1), img_size=16, num_classes=5)
+
+SMALL = {
+    'convnext': ('s4nd_convnext_micro', CONVNEXT),
+    'convnext s4': ('s4nd_convnext_micro', dict(CONVNEXT, kernel='s4', init='fout')),
+    'convnext s4nd everywhere': ('s4nd_convnext_micro', dict(CONVNEXT, stem='s4nd', downsample='s4nd', bandlimit=0.5)),
+    'convnext resample': ('s4nd_convnext_micro', dict(CONVNEXT, stem='resample')),
+    'convnext conv2d': ('s4nd_convnext_micro', dict(CONVNEXT, mixer='conv2d')),
+    'vit': ('s4nd_vit_tiny_patch16', dict(VIT, bandlimit=0.5)),
+    'vit s4nd stem': ('s4nd_vit_tiny_patch16', dict(VIT, stem='s4nd', channels=2, gated=False)),
+    'vit 1d': ('s4nd_vit_base_patch16_1d', VIT),
+    'isotropic': ('s4nd_isotropic_mini', dict(ISOTROPIC, d_state=8)),
+    'isotropic batchnorm': ('s4nd_isotropic_mini', dict(ISOTROPIC, d_state=8, bandlimit=1.0, norm_layer='batchnorm2d')),
+    'isotropic conv2d': ('conv2d_isotropic_mini', ISOTROPIC),
+}
+REGISTERED = [name for name in timm.list_models() if name.startswith(('s4nd_', 'conv2d_isotropic'))]
+
+
+def build(case: str, **options) -> nn.Module:
+    """The small model of a case, in evaluation mode, from a fixed seed."""
+    name, base = SMALL[case]
+    torch.manual_seed(0)
+    model = timm.create_model(name, **{**base, **options}).eval()
+    enliven(model)
+    return model
+
+
+def enliven(model: nn.Module) -> None:
+    """Scale linear weights to keep the variance of their input."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.is_meta:
+            nn.init.kaiming_uniform_(module.weight, a=1.0)
+
+
+def image(size: int | tuple[int, int], channels: int = 3, batch: int = 2, seed: int = 1) -> torch.Tensor:
+    """Noise (batch, channels, height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def size_of(case: str) -> int:
+    return SMALL[case][1]['img_size']
+
+
+assert s4nd.models is not None

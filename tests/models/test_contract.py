@@ -1,0 +1,213 @@
+"""What timm and its clients ask of a backbone, on a small member of every family."""
+
+import copy
+import fnmatch
+import importlib
+
+import pytest
+import timm
+import torch
+from timm.models import FeatureListNet, save_for_hf
+from timm.models._manipulate import group_parameters
+from timm.utils.onnx import onnx_export  # noqa: F401  (imported here so that a missing exporter is told apart from ours)
+
+from tests.models.families import REGISTERED, SMALL, build, image, size_of
+
+CASES = list(SMALL)
+FAMILIES = ['convnext', 'vit', 'isotropic']
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_registered_under_unique_module_names() -> None:
+    for module in ('s4nd_convnext', 's4nd_vit', 's4nd_isotropic'):
+        assert set(timm.list_models(module=module)) <= set(REGISTERED)
+        assert timm.list_models(module=module)
+
+
+def test_unknown_keyword_raises(case: str) -> None:
+    name, options = SMALL[case]
+    with pytest.raises(TypeError, match='not_a_keyword'):
+        timm.create_model(name, **options, not_a_keyword=1)
+
+
+@pytest.mark.parametrize('name', REGISTERED)
+def test_no_weights_are_promised(name: str) -> None:
+    with pytest.raises(RuntimeError, match='[Pp]retrained'):
+        timm.create_model(name, pretrained=True, device='meta')
+
+
+def test_every_parameter_gets_a_gradient(case: str) -> None:
+    model = build(case).train()
+    model(image(size_of(case))).square().sum().backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert not missing
+    silent = [name for name, p in model.named_parameters() if not p.grad.any()]
+    assert not silent
+
+
+def test_checkpointing_changes_nothing(case: str) -> None:
+    model = build(case).train()
+    x = image(size_of(case))
+    results = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        y = model(x)
+        y.square().sum().backward()
+        results.append([y.detach(), *(p.grad.clone() for p in model.parameters())])
+    for plain, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(recomputed, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_head_surgery(case: str) -> None:
+    model = build(case)
+    x = image(size_of(case))
+    features = model.forward_features(x)
+    assert features.shape[1] == model.num_features
+    torch.testing.assert_close(model(x), model.forward_head(features), atol=0, rtol=0)
+    pre_logits = model.forward_head(features, pre_logits=True)
+    assert pre_logits.shape == (2, model.head_hidden_size)
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(x), pre_logits, atol=0, rtol=0)
+    model.reset_classifier(7)
+    assert model.num_classes == 7
+    assert model.get_classifier().out_features == 7
+    assert model(x).shape == (2, 7)
+    model.reset_classifier(0, '')
+    assert model(x).shape == features.shape
+
+
+@pytest.mark.parametrize('feature_cls', ['list', 'dict', 'hook', 'getter', 'fx'])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_features_only(family: str, feature_cls: str) -> None:
+    name, options = SMALL[family]
+    size = size_of(family)
+    levels = range(len(options['depths']))
+    model = timm.create_model(name, **options, features_only=True, feature_cls=feature_cls, out_indices=tuple(levels))
+    maps = model.eval()(image(size))
+    maps = list(maps.values()) if isinstance(maps, dict) else maps
+    assert len(maps) == len(levels) >= 3
+    for level, channels, reduction in zip(maps, model.feature_info.channels(), model.feature_info.reduction(), strict=True):
+        assert level.shape == (2, channels, size // reduction, size // reduction)
+
+
+def test_features_only_backward_with_checkpointing() -> None:
+    name, options = SMALL['convnext']
+    model = timm.create_model(name, **options, features_only=True).train()
+    assert isinstance(model, FeatureListNet)
+    model.set_grad_checkpointing(True)
+    sum(level.sum() for level in model(image(64))).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_intermediates_and_pruning(case: str) -> None:
+    model = build(case)
+    x = image(size_of(case))
+    with torch.no_grad():
+        final, maps = model.forward_intermediates(x)
+        torch.testing.assert_close(final, model.forward_features(x), atol=0, rtol=0)
+        normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+        torch.testing.assert_close(normed[-1], final, atol=0, rtol=0)
+        for index, expected in enumerate(maps):
+            early = model.forward_intermediates(x, indices=[index], stop_early=True, intermediates_only=True)
+            pruned = copy.deepcopy(model)
+            assert pruned.prune_intermediate_layers([index], prune_norm=True) == [index]
+            for got in (early[0], pruned.forward_features(x)):
+                torch.testing.assert_close(got, expected, atol=0, rtol=0)
+            assert pruned.num_features == expected.shape[1]
+    pruned.train()
+    pruned.forward_features(x).sum().backward()
+    assert all(p.grad is not None for p in pruned.parameters())
+    with pytest.raises(ValueError, match='NCHW'):
+        model.forward_intermediates(x, output_fmt='NLC')
+
+
+@pytest.mark.parametrize('case', ['convnext', 'convnext s4nd everywhere', 'convnext conv2d'])
+@pytest.mark.parametrize('output_stride', [8, 16, 32])
+def test_output_stride(case: str, output_stride: int) -> None:
+    model = build(case, output_stride=output_stride)
+    maps = model.forward_intermediates(image(64), intermediates_only=True)
+    expected = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
+    assert [64 // level.shape[-1] for level in maps] == expected
+    assert [info['reduction'] for info in model.feature_info] == expected
+
+
+def test_optimiser_patterns_match(case: str) -> None:
+    model = build(case)
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in model.no_weight_decay():
+        assert fnmatch.filter(names, pattern)
+    spared = [name for name in names if any(fnmatch.fnmatch(name, p) for p in model.no_weight_decay())]
+    assert bool(spared) == any('kernels' in name for name in names)
+    assert all(name.rsplit('.', 1)[-1] in ('log_dt', 'log_A_real', 'A_imag', 'B', 'P') for name in spared)
+    for coarse in (False, True):
+        layers = group_parameters(model, model.group_matcher(coarse), reverse=True)
+        assert set(layers) == set(names)
+        assert layers['stem.' + next(n for n in names if n.startswith('stem.'))[5:]] == 0
+        assert layers[names[-1]] == max(layers.values()) > len(model.stages) - 1
+
+
+def test_weights_can_be_made_from_nothing(case: str) -> None:
+    name, options = SMALL[case]
+    model = timm.create_model(name, **options, device='meta', dtype=torch.float64)
+    assert all(t.is_meta and t.dtype == torch.float64 for t in model.parameters())
+    model = model.to_empty(device='cpu').eval()
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.fill_(float('nan') if tensor.is_floating_point() else 0)
+    model.init_weights()
+    assert not any(tensor.isnan().any() for tensor in model.state_dict().values())
+    assert model(image(size_of(case)).double()).isfinite().all()
+
+
+def test_bfloat16_after_a_float32_forward(case: str) -> None:
+    model = build(case)
+    x = image(size_of(case))
+    with torch.no_grad():
+        expected = model(x)
+        got = model.to(torch.bfloat16)(x.bfloat16())
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - expected).norm() < 0.2 * expected.norm()
+
+
+def test_script_and_export_agree_with_eager(case: str) -> None:
+    model = build(case, scriptable=True)
+    x = image(size_of(case))
+    with torch.no_grad():
+        expected = model(x)
+        scripted = torch.jit.script(model)
+        torch.testing.assert_close(scripted(x), expected, atol=1e-5, rtol=1e-4)
+        larger = image((size_of(case) * 2, size_of(case) + 32))
+        torch.testing.assert_close(scripted(larger), model(larger), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_checkpoints_without_a_head_reload(case: str) -> None:
+    model = build(case, num_classes=0)
+    name, options = SMALL[case]
+    filter_fn = importlib.import_module(type(model).__module__).checkpoint_filter_fn
+    for wrapped in (
+        dict(sorted(model.state_dict().items())),
+        {'state_dict': {f'module.{key}': value for key, value in model.state_dict().items()}},
+    ):
+        fresh = timm.create_model(name, **{**options, 'num_classes': 0}).eval()
+        fresh.load_state_dict(filter_fn(wrapped, fresh))
+        x = image(size_of(case))
+        torch.testing.assert_close(fresh(x), model(x), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize('case', ['convnext s4nd everywhere', 'vit', 'isotropic'])
+def test_hub_folder_round_trip_after_resizing(case: str, tmp_path) -> None:
+    model = build(case)
+    larger = (size_of(case) * 2, size_of(case) + 32)
+    model.set_input_size(img_size=larger)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    for size in (larger, size_of(case)):
+        torch.testing.assert_close(loaded(image(size)), model(image(size)), atol=1e-6, rtol=1e-5)
+    adapted = timm.create_model(f'local-dir:{tmp_path}', pretrained=False, num_classes=3, in_chans=1).eval()
+    assert adapted(image(size_of(case), channels=1)).shape == (2, 3)

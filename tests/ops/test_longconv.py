@@ -1,0 +1,117 @@
+"""The separable convolution against the direct sum, forward and gradients, by every method."""
+
+import pytest
+import torch
+
+from s4nd.ops import lag_taps, separable_conv
+from s4nd.ops.longconv import fft_size
+from tests import oracles
+
+SIZES = [(1,), (2,), (11,), (16,), (1, 1), (1, 9), (7, 4), (6, 6), (1, 1, 1), (3, 5, 4), (4, 1, 6)]
+METHODS = ['toeplitz', 'fft', 'auto']
+
+
+def random_taps(size: tuple[int, ...], rank: int, features: int, kind: str) -> tuple[list, list[int]]:
+    taps, centres = [], []
+    for length in size:
+        reach = {'short': max(1, length // 2), 'long': length + 3}.get(kind, length)
+        lags, centre = (reach, 0) if kind == 'causal' else (2 * reach - 1, reach - 1)
+        taps.append(torch.randn(rank, features, lags, dtype=torch.float64, requires_grad=True))
+        centres.append(centre)
+    return taps, centres
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('kind', ['bidirectional', 'causal', 'short', 'long'])
+@pytest.mark.parametrize('rank', [1, 2, 3])
+def test_equals_the_direct_sum(size: tuple[int, ...], method: str, kind: str, rank: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    taps, centres = random_taps(size, rank, 3, kind)
+    y = separable_conv(x, taps, centres, method)
+    true = oracles.direct_conv(x, oracles.full_kernel(taps), centres)
+    torch.testing.assert_close(y, true, atol=1e-11, rtol=0)
+    weight = torch.randn_like(true)
+    ours = torch.autograd.grad((y * weight).sum(), [x, *taps])
+    for a, b in zip(ours, torch.autograd.grad((true * weight).sum(), [x, *taps]), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize('method', ['toeplitz', 'fft'])
+def test_gradcheck(method: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    taps, centres = random_taps((3, 4), 2, 2, 'bidirectional')
+    assert torch.autograd.gradcheck(lambda x, *taps: separable_conv(x, list(taps), centres, method), (x, *taps))
+
+
+@pytest.mark.parametrize('length', [1, 5, 300])
+@pytest.mark.parametrize('method', METHODS)
+def test_causal_kernels_do_not_leak(length: int, method: str) -> None:
+    x = torch.randn(1, 2, length, requires_grad=True)
+    taps = torch.randn(1, 2, length + 7)
+    middle = length // 2
+    y = separable_conv(x, [taps], [0], method)
+    (gradient,) = torch.autograd.grad(y[..., middle].sum(), x)
+    scale = gradient.abs().max()
+    assert scale > 0
+    assert (gradient[..., middle + 1 :].abs() <= 1e-5 * scale).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize('method', METHODS)
+def test_dtype_out_is_dtype_in(dtype: torch.dtype, method: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 9, 6, dtype=torch.float64).to(dtype)
+    taps, centres = random_taps((9, 6), 1, 3, 'bidirectional')
+    y = separable_conv(x, [t.float() for t in taps], centres, method)
+    assert y.dtype == dtype
+    assert y.is_contiguous()
+    true = oracles.direct_conv(x.double(), oracles.full_kernel([t.float().double() for t in taps]), centres)
+    # Computed in float32 at least: the error is one rounding of the result.
+    relative = (y.double() - true).abs().max() / true.abs().max()
+    assert relative < max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps * 8)
+
+
+def test_autocast_leaves_the_convolution_in_float32() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    taps, centres = random_taps((8, 8), 1, 3, 'bidirectional')
+    taps = [t.float() for t in taps]
+    with torch.autocast('cpu', torch.bfloat16):
+        inside = separable_conv(x, taps, centres, 'toeplitz')
+    assert torch.equal(inside, separable_conv(x, taps, centres, 'toeplitz'))
+
+
+def test_lag_taps() -> None:
+    forward, backward = torch.arange(1.0, 6.0), 10 * torch.arange(1.0, 6.0)
+    taps, centre = lag_taps(forward, backward, centred=True)
+    assert taps.tolist() == [90, 50, 11, 5, 9]
+    assert centre == 2
+    taps, centre = lag_taps(forward, backward, centred=False)
+    assert taps.tolist() == [50, 40, 30, 20, 10, 1, 2, 3, 4, 5]
+    assert centre == 5
+
+
+def test_fft_sizes_have_small_primes() -> None:
+    for minimum in (1, 2, 3, 11, 100, 1000, 15361, 32001):
+        size = fft_size(minimum)
+        assert size >= minimum
+        assert size % 2 == 0
+        for prime in (2, 3, 5):
+            while size % prime == 0:
+                size //= prime
+        assert size == 1
+
+
+@pytest.mark.parametrize(('call', 'says'), [
+    (lambda x, t: separable_conv(x, [t], [0, 0]), '2 axes.*1 and 2'),
+    (lambda x, t: separable_conv(x, [t, t], [0, 0], 'conv'), "'conv'.*'toeplitz'"),
+    (lambda x, t: separable_conv(x[:, :1], [t, t], [0, 0]), r'\(rank, 1, lags\).*\[1, 2, 4\]'),
+    (lambda x, t: separable_conv(x, [t, t.repeat(2, 1, 1)], [0, 0]), r'axis 1.*\[2, 2, 4\]'),
+    (lambda x, t: separable_conv(x, [t, t], [0, 4]), 'centre 4 of axis 1'),
+    (lambda x, t: separable_conv(x[..., :0], [t, t], [0, 0]), r'empty.*\[1, 2, 3, 0\]'),
+])  # fmt: skip
+def test_bad_input(call: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        call(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4))

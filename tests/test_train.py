@@ -1,0 +1,134 @@
+"""train.py from end to end, at a size of seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from s4nd.training.checkpoint import CheckpointError, save_weights
+from s4nd.training.config import ConfigError, load_config
+
+MODEL = 'name: s4nd_isotropic_mini, args: {dim: 8, depths: [1, 1, 1], d_state: 4, bandlimit: 0.5}'
+CONFIG = f"""
+model: {{{MODEL}}}
+data: {{kind: shapes, size: 8, batch_size: 10, train_count: 40, test_count: 20}}
+eval: {{sizes: [16, 8]}}
+epochs: 2
+device: cpu
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    path = tmp_path / 'tiny.yaml'
+    path.write_text(CONFIG)
+
+    def start(*options: str, out: str = 'run') -> dict:
+        return train.main([str(path), f'out={tmp_path / out}', *options])
+
+    return start
+
+
+def test_a_run_leaves_everything_and_is_the_same_again(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, again = run(), run(out='again')
+    names = {'config.yaml', 'last.safetensors', 'best.safetensors', 'resume.pt'}
+    names |= {'report.json', 'report.txt', 'report.png'}
+    assert {path.name for path in (tmp_path / 'run').iterdir()} == names
+    printed = capsys.readouterr().out
+    assert all(str(tmp_path / 'run' / name) in printed for name in names - {'resume.pt'})
+    assert (
+        json.loads((tmp_path / 'run' / 'report.json').read_text())['results'] == report['results'] == again['results']
+    )
+    assert set(report['results']) == {
+        f'{metric}@{size}' for metric in ('accuracy', 'cross_entropy') for size in (8, 16)
+    }
+    assert report['skipped_files'] == {'count': 0, 'first': []} and len(report['training']['history']) == 2
+    saved = load_config(tmp_path / 'run' / 'config.yaml')
+    assert saved.model.args['img_size'] == 8 and saved.model.args['num_classes'] == 10 and not saved.resume
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run()
+    with monkeypatch.context() as patch:
+        epochs = train.ImageTask.train_batches
+
+        def stop(self, epoch: int):
+            if epoch == 1:
+                raise KeyboardInterrupt
+            return epochs(self, epoch)
+
+        patch.setattr(train.ImageTask, 'train_batches', stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(out='parts')
+    with pytest.raises(ConfigError, match=r'holds an earlier run \(resume.pt\): resume=true goes on'):
+        run(out='parts')
+    resumed = train.main([str(tmp_path / 'parts' / 'config.yaml'), 'resume=true'])
+    assert resumed['results'] == whole['results']
+    first, second = (load_file(tmp_path / name / 'last.safetensors') for name in ('run', 'parts'))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_evaluation_alone_gives_the_same_numbers_at_any_size(run, tmp_path: Path) -> None:
+    report = run()
+    weights = tmp_path / 'run' / 'last.safetensors'
+    arguments = [str(tmp_path / 'run' / 'config.yaml'), 'eval_only=true', f'checkpoint={weights}']
+    again = train.main([*arguments, 'eval.sizes=[8,12,16]'])
+    assert again['results'].items() >= report['results'].items() and 'accuracy@12' in again['results']
+    assert (tmp_path / 'run' / 'evaluation.json').is_file()
+    # The grid is the checkpoint's: the size that this configuration would train at does not matter.
+    elsewhere = ['data.size=16', 'eval.sizes=[8]', f'out={tmp_path / "e"}']
+    other = train.main([str(tmp_path / 'tiny.yaml'), *arguments[1:], *elsewhere])
+    assert other['results'] == {key: report['results'][key] for key in ('accuracy@8', 'cross_entropy@8')}
+
+
+def test_training_can_start_from_weights_of_another_size(run, tmp_path: Path) -> None:
+    run('max_steps=1')
+    weights = tmp_path / 'run' / 'last.safetensors'
+    report = run(f'checkpoint={weights}', 'data.size=16', 'optim.lr=0', 'max_steps=1', out='larger')
+    options = ['eval_only=true', f'checkpoint={weights}', 'eval.sizes=[16]']
+    before = train.main([str(tmp_path / 'run' / 'config.yaml'), *options])
+    assert report['results']['cross_entropy@16'] == pytest.approx(before['results']['cross_entropy@16'], rel=1e-4)
+
+
+def test_any_timm_model_trains(run, tmp_path: Path) -> None:
+    path = tmp_path / 'tiny.yaml'
+    path.write_text(CONFIG.replace(MODEL, 'name: test_convnext'))
+    assert run('data.size=32', 'eval.sizes=[32]', 'max_steps=1')['model'] == 'test_convnext'
+
+
+def test_the_best_weights_are_chosen_on_held_out_images(run, tmp_path: Path) -> None:
+    report = run('eval.weights=best', 'data.val_fraction=0.25', 'epochs=3', 'optim.lr=0.05')
+    weights = f'checkpoint={tmp_path / "run" / "best.safetensors"}'
+    best = train.main([str(tmp_path / 'run' / 'config.yaml'), 'eval_only=true', weights, f'out={tmp_path / "e"}'])
+    assert report['results'] == best['results']
+    accuracies = [entry['accuracy@8'] for entry in report['training']['history']]
+    assert report['training']['best'] == {'epoch': accuracies.index(max(accuracies)) + 1, 'accuracy@8': max(accuracies)}
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['model.args.bandlimitt=1'], r"s4nd_isotropic_mini takes no 'bandlimitt'; did you mean 'bandlimit'\?"),
+        (['model.name=s4nd_isotropc_mini'], r"no model 's4nd_isotropc_mini'; did you mean 's4nd_isotropic_mini'\?"),
+        (['eval_only=true'], r'eval_only=true needs checkpoint='),
+        (['data.kind=folder', 'data.root=/nowhere/at/all'], r'/nowhere/at/all does not exist'),
+        (['epoch=3'], r"unknown option 'epoch'; did you mean 'epochs'\?"),
+    ],
+)
+def test_mistakes_are_one_clear_error(run, options: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(*options)
+
+
+def test_weights_of_another_model_are_refused(run, tmp_path: Path) -> None:
+    save_weights(tmp_path / 'w.safetensors', torch.nn.Linear(2, 2), {'model': 'conv2d_isotropic_mini'})
+    with pytest.raises(CheckpointError, match='weights of conv2d_isotropic_mini, expected s4nd_isotropic_mini'):
+        run('eval_only=true', f'checkpoint={tmp_path / "w.safetensors"}')
+
+
+def test_without_arguments_it_explains_itself() -> None:
+    with pytest.raises(ConfigError, match=r'python train.py configs/'):
+        train.main([])

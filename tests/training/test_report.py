@@ -1,0 +1,77 @@
+"""Reports: JSON, table, picture; several runs side by side."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from s4nd.training.report import main, read_report, sizes_of, table, write_report
+
+
+def report(label: str = 'ours', **results: float) -> dict:
+    values = {key.replace('_at_', '@'): value for key, value in results.items()}
+    return {'label': label, 'metric': 'accuracy', 'parameters': 123456, 'size': 16, 'results': values}
+
+
+OURS = report('ours', accuracy_at_64=90.0, accuracy_at_8=55.25, accuracy_at_16=91.5, cross_entropy_at_8=1.2)
+THEIRS = report('theirs', accuracy_at_8=50.0, accuracy_at_16=92.0, accuracy_at_32=9.5)
+SOUND = {'label': 'sound', 'metric': 'nll', 'parameters': 5, 'results': {'nll': 1.25, 'test_nll': 1.3}}
+
+
+def test_sizes_rise_and_belong_to_the_metric_shown() -> None:
+    assert sizes_of(OURS) == [8, 16, 64] and sizes_of(SOUND) == []
+
+
+def test_the_table_has_a_line_a_run_and_a_column_a_size() -> None:
+    lines = table([OURS, THEIRS]).splitlines()
+    assert lines[0].split()[4:] == ['accuracy@8', 'accuracy@16', 'accuracy@32', 'accuracy@64']
+    assert lines[2].split() == ['ours', '123,456', '16', '55.25', '91.50*', '-', '90.00']
+    assert lines[3].split() == ['theirs', '123,456', '16', '50.00', '92.00*', '9.500', '-']
+
+
+def test_a_metric_without_sizes_has_one_column() -> None:
+    lines = table([SOUND]).splitlines()
+    assert lines[0].split()[-1] == 'nll' and lines[2].split() == ['sound', '5', '-', '1.250']
+
+
+def test_files_are_written_and_read_back(tmp_path: Path) -> None:
+    paths = write_report(tmp_path / 'run', OURS)
+    assert [path.name for path in paths] == ['report.json', 'report.txt', 'report.png']
+    assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == sorted(path.name for path in paths)
+    assert read_report(tmp_path / 'run') == read_report(paths[0]) == OURS
+    assert paths[1].read_text() == table([OURS]) + '\n'
+    with Image.open(paths[2]) as picture:
+        assert picture.size == (700, 450)
+    assert [path.name for path in write_report(tmp_path / 'sound', SOUND)] == ['report.json', 'report.txt']
+
+
+def test_the_command_lays_runs_over_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_report(tmp_path / 'a', OURS)
+    write_report(tmp_path / 'b', THEIRS)
+    main([str(tmp_path / 'a'), str(tmp_path / 'b'), f'picture={tmp_path}/both.png', f'table={tmp_path}/both.txt'])
+    assert table([OURS, THEIRS]) in capsys.readouterr().out
+    assert (tmp_path / 'both.txt').read_text() == table([OURS, THEIRS]) + '\n'
+    one, both = ((tmp_path / name).read_bytes() for name in ('a/report.png', 'both.png'))
+    assert both[:4] == b'\x89PNG' and both != one
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'), [(None, 'no readable'), ('{', 'no readable'), ('{"label": 1}', 'not a report, it lacks')]
+)
+def test_a_folder_without_a_report(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / 'report.json').write_text(content)
+    with pytest.raises(ValueError, match=message):
+        main([str(tmp_path)])
+
+
+def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'usage: python -m s4nd.training.report'):
+        main([])
+    with pytest.raises(ValueError, match=r'unknown option pictrue; usage'):
+        main(['out/a', 'pictrue=x.png'])
+    write_report(tmp_path, SOUND)
+    with pytest.raises(ValueError, match='nothing to draw'):
+        main([str(tmp_path), f'picture={tmp_path}/x.png'])
+    json.loads((tmp_path / 'report.json').read_text())
