@@ -1,6 +1,6 @@
 """S4ND: resolution-agnostic state-space models for images, video and audio. Importing it registers the timm models."""
 
-from s4nd import hippo, kernels, layers, ops, resolution
+from s4nd import hippo, kernels, layers, models, ops, resolution
 from s4nd.kernels import make_kernel
 from s4nd.layers import S4, S4ND
 from s4nd.optim import param_groups, ssm_parameter_patterns
@@ -14,6 +14,7 @@ __all__ = [
     'kernels',
     'layers',
     'make_kernel',
+    'models',
     'ops',
     'param_groups',
     'resolution',

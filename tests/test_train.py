@@ -1,6 +1,9 @@
 """train.py from end to end, at a size of seconds."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,6 +130,21 @@ def test_weights_of_another_model_are_refused(run, tmp_path: Path) -> None:
     save_weights(tmp_path / 'w.safetensors', torch.nn.Linear(2, 2), {'model': 'conv2d_isotropic_mini'})
     with pytest.raises(CheckpointError, match='weights of conv2d_isotropic_mini, expected s4nd_isotropic_mini'):
         run('eval_only=true', f'checkpoint={tmp_path / "w.safetensors"}')
+
+
+def test_two_processes_share_the_epoch_and_the_evaluation(run, tmp_path: Path) -> None:
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', train.__file__]
+    run('max_steps=1')
+    done = subprocess.run(
+        [*command, str(tmp_path / 'tiny.yaml'), f'out={tmp_path / "two"}'],
+        env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path / 'two' / 'report.json').read_text())
+    assert report['training']['updates'] == 4  # 40 images, 2 processes of 10 images, 2 epochs
+    weights = f'checkpoint={tmp_path / "two" / "last.safetensors"}'
+    alone = train.main([str(tmp_path / 'two' / 'config.yaml'), 'eval_only=true', weights, f'out={tmp_path / "one"}'])
+    assert alone['results'] == pytest.approx(report['results'], rel=1e-5)
 
 
 def test_without_arguments_it_explains_itself() -> None:

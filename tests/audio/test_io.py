@@ -73,7 +73,7 @@ def test_spectrogram_picture(tmp_path: Path) -> None:
 
 
 def test_missing_file() -> None:
-    with pytest.raises(FileNotFoundError, match='no-such.wav'):
+    with pytest.raises(FileNotFoundError, match=r'no-such\.wav'):
         read_audio('no-such.wav')
 
 

@@ -35,7 +35,7 @@ def test_codes_stay_in_range_and_clip(law: str, convention: str) -> None:
     assert q.encode(torch.tensor([-3.0, -1.0, 1.0, 3.0])).tolist() == [0, 0, 255, 255]
 
 
-@pytest.mark.parametrize('bits', (2, 4, 8, 12))
+@pytest.mark.parametrize('bits', [2, 4, 8, 12])
 @pytest.mark.parametrize('law', LAWS)
 def test_error_is_at_most_half_a_level(law: str, bits: int) -> None:
     q = Quantizer(law, bits)
@@ -66,7 +66,7 @@ def test_reference_convention(law: str) -> None:
     assert torch.equal(q.encode(x), ((c + 1) / 2 * 255.99 + 0.005).floor().long())
     codes = torch.arange(256)
     centres = codes / 128 - 1
-    expected = centres if law == 'linear' else centres.sign() * ((256**centres.abs()) - 1) / 255
+    expected = centres if law == 'linear' else centres.sign() * ((256 ** centres.abs()) - 1) / 255
     torch.testing.assert_close(q.decode(codes), expected.float())
     # The published faults are part of it: about half of the codes move in a round trip.
     kept = (q.encode(q.decode(codes)) == codes).sum().item()

@@ -9,16 +9,19 @@ from torch import Tensor
 from audio.sashimi import SaShiMi, SaShiMiBackbone
 
 
-def backbone(n_layers: int = 1, pool: tuple[int, ...] = (2, 2), ff: int = 2, unet: bool = False, **rest: object) -> SaShiMiBackbone:
+def backbone(
+    n_layers: int = 1, pool: tuple[int, ...] = (2, 2), ff: int = 2, unet: bool = False, **rest: object
+) -> SaShiMiBackbone:
     torch.manual_seed(0)
     options = {'d_state': 8, 'dtype': torch.float64} | rest
     return SaShiMiBackbone(4, n_layers, pool, 2, ff, unet=unet, **options).eval()
 
 
-def run_steps(model: SaShiMiBackbone, x: Tensor, phases: bool = False) -> Tensor:
+def run_steps(model: SaShiMiBackbone, x: Tensor, prepared: bool = False) -> Tensor:
     state, out = model.init_state(len(x)), []
+    system = model.system() if prepared else None
     for t in range(x.shape[1]):
-        y, state = model.step(x[:, t], state, phase=t % model.period if phases else None)
+        y, state = model.step(x[:, t], state, system=system, phase=t % model.period if prepared else None)
         out.append(y)
     return torch.stack(out, 1)
 
@@ -37,7 +40,7 @@ def test_step_equals_forward(n_layers: int, pool: tuple[int, ...], ff: int, unet
     model = backbone(n_layers, pool, ff, unet)
     x = torch.randn(2, 2 * model.period + 3, 4, dtype=torch.float64)
     expected = model(x)
-    torch.testing.assert_close(run_steps(model, x, phases=True), expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(run_steps(model, x, prepared=True), expected, atol=1e-10, rtol=0)
     single = model.float()
     torch.testing.assert_close(run_steps(single, x.float()), single(x.float()), atol=1e-4, rtol=0)
 
@@ -47,7 +50,7 @@ def test_step_equals_forward(n_layers: int, pool: tuple[int, ...], ff: int, unet
 def test_float32_steps_over_a_thousand_samples(kernel: str) -> None:
     model = backbone(pool=(4, 4), kernel=kernel, d_state=64, dtype=torch.float32)
     x = torch.randn(1, 1000, 4)
-    torch.testing.assert_close(run_steps(model, x), model(x), atol=1e-4, rtol=0)
+    torch.testing.assert_close(run_steps(model, x, prepared=True), model(x), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize('unet', [False, True])
@@ -77,8 +80,8 @@ def test_a_bidirectional_model_looks_ahead_and_does_not_step() -> None:
     x = torch.randn(1, 8, 4, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(model(x)[0, 0].square().sum(), x)
     assert gradient[0, -1].abs().max() > 1e-9
-    for call in (lambda: model.init_state(1), lambda: model.step(torch.zeros(1, 4), {})):
-        with pytest.raises(ValueError, match='bidirectional model .* cannot step'):
+    for call in (model.system, lambda: model.init_state(1), lambda: model.step(torch.zeros(1, 4), {})):
+        with pytest.raises(ValueError, match=r'bidirectional model .* cannot step'):
             call()
 
 
@@ -133,7 +136,9 @@ def test_stepping_follows_new_weights() -> None:
     torch.testing.assert_close(run_steps(model, x), model(x), atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize('options', [{'glu': False}, {'n_ssm': 'd_model'}, {'n_ssm': 2}, {'init': 'fout'}, {'dropout': 0.5}])
+@pytest.mark.parametrize(
+    'options', [{'glu': False}, {'n_ssm': 'd_model'}, {'n_ssm': 2}, {'init': 'fout'}, {'dropout': 0.5}]
+)
 @torch.no_grad()
 def test_options_step_as_they_run(options: dict[str, object]) -> None:
     model = backbone(**options)
@@ -199,7 +204,7 @@ def test_bad_arguments(options: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize('shape', [(2, 3), (2, 3, 5), (2, 0, 4)])
 def test_bad_shapes(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match='expected .*4.*got'):
+    with pytest.raises(ValueError, match=r'expected .*4.*got'):
         backbone()(torch.zeros(shape, dtype=torch.float64))
 
 

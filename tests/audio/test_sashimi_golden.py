@@ -78,16 +78,16 @@ def published_name(name: str, where: dict[str, str]) -> str:
     block = max((key for key in where if name.startswith(f'{key}.')), key=len)
     rest = name[len(block) + 1 :].split('.')
     if rest[0] == 's4':
-        tensor = {'log_dt': 'kernel.inv_dt', 'log_A_real': 'kernel.A_real', 'D': 'D'}.get(rest[-1], f'kernel.{rest[-1]}')
-        return f'{where[block]}.layer.layer.{tensor}'
+        special = {'log_dt': 'kernel.inv_dt', 'log_A_real': 'kernel.A_real', 'D': 'D'}
+        return f'{where[block]}.layer.layer.{special.get(rest[-1], f"kernel.{rest[-1]}")}'
     inner = {'linear': 'layer.output_linear.0', 'linear1': 'layer.ff.0.0', 'linear2': 'layer.ff.2', 'norm': 'norm'}
     return '.'.join([where[block], inner[rest[0]], rest[1]] if len(rest) == 2 else [where[block], rest[0]])
 
 
 def run_steps(model: SaShiMiBackbone, x: Tensor) -> Tensor:
-    state, out = model.init_state(len(x)), []
+    state, system, out = model.init_state(len(x)), model.system(), []
     for t in range(x.shape[1]):
-        y, state = model.step(x[:, t], state)
+        y, state = model.step(x[:, t], state, system=system)
         out.append(y)
     return torch.stack(out, 1)
 
@@ -139,7 +139,9 @@ def apply_to_half(matrix: Tensor, C: Tensor) -> Tensor:
     return torch.view_as_real(product[..., : C.shape[-1]].contiguous())
 
 
-def published_leaves(items: dict[str, np.ndarray], names: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def published_leaves(
+    items: dict[str, np.ndarray], names: dict[str, str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Leaves in the published parameterisation, by published name, and our parameters as functions of them.
 
     The published DPLR kernel replaces C by (I - Abar^l)ᵀ C in its first call and differentiates with that held fixed.

@@ -76,6 +76,16 @@ def test_the_cache_notices_changes(root: Path, tmp_path: Path, monkeypatch: pyte
     assert len(load_class_folders(str(root), None, str(cache))['train'].labels) == 9
 
 
+@pytest.mark.parametrize('content', [b'', b'\x02\0\0\0\0\0\0\0{}'])
+def test_a_damaged_cache_is_made_again(root: Path, tmp_path: Path, content: bytes) -> None:
+    first = load_class_folders(str(root), None, str(tmp_path / 'cache'))
+    (file,) = (tmp_path / 'cache').iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(content)
+    again = load_class_folders(str(root), None, str(tmp_path / 'cache'))
+    assert all(same(first[split], again[split]) for split in first) and file.read_bytes() == whole
+
+
 def test_an_unreadable_file_is_passed_over(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / 'train' / 'bee' / '2.png').write_bytes(b'no image')
     whole = (root / 'train' / 'ant' / '1.png').read_bytes()

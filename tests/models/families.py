@@ -1,10 +1,10 @@
-"""Small members of every family, with weights large enough for outputs of order 1 (a fresh ConvNeXt hides its blocks)."""
+"""Small members of every family, with weights large enough for outputs of order 1."""
 
 import timm
 import torch
 from torch import nn
 
-import s4nd.models
+import s4nd.models  # noqa: F401  (registers the models)
 
 CONVNEXT = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 24), d_state=8, img_size=64, num_classes=5, ls_init_value=None)
 VIT = dict(embed_dim=16, depths=(1, 1, 1), patch_size=8, d_state=8, img_size=32, num_classes=5)
@@ -36,7 +36,7 @@ def build(case: str, **options) -> nn.Module:
 
 
 def enliven(model: nn.Module) -> None:
-    """Scale linear weights to keep the variance of their input."""
+    """Scale linear weights to keep the variance of their input: at the usual scale the mixers hardly show."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.is_meta:
             nn.init.kaiming_uniform_(module.weight, a=1.0)
@@ -50,6 +50,3 @@ def image(size: int | tuple[int, int], channels: int = 3, batch: int = 2, seed: 
 
 def size_of(case: str) -> int:
     return SMALL[case][1]['img_size']
-
-
-assert s4nd.models is not None

@@ -1,0 +1,165 @@
+"""Audio files: reading, writing, resampling, spectrogram pictures. The only place that opens sound files.
+
+Waveforms are float32 in [-1, 1], (T,) mono. WAV, FLAC, OGG and MP3 go through soundfile; torchaudio (resampling) and
+matplotlib (pictures) are imported on first use, so that neither is needed to read a file.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SUFFIXES = ('.wav', '.flac', '.ogg', '.mp3')
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """Frames (samples a channel), channels and sample rate (Hz) of a file, read from its header."""
+
+    frames: int
+    channels: int
+    sample_rate: int
+
+
+def audio_info(path: str | Path) -> AudioInfo:
+    """Read a file's header. Raises FileNotFoundError, or ValueError naming a file that is not readable audio."""
+    with _opened(path) as file:
+        return AudioInfo(file.frames, file.channels, file.samplerate)
+
+
+def read_audio(
+    path: str | Path, *, start: int = 0, frames: int | None = None, sample_rate: int | None = None
+) -> tuple[Tensor, int]:
+    """Read a stretch of a file as mono float32.
+
+    Args:
+        path: the file.
+        start, frames: first frame and number of frames, in the file's own rate; None reads to the end. Less comes back
+            where the file ends earlier.
+        sample_rate: resample to this rate (Hz); None keeps the file's.
+
+    Returns:
+        Waveform (T,) and its rate.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not readable audio, or holds values that are not finite.
+    """
+    with _opened(path) as file:
+        file.seek(min(start, file.frames))
+        data = file.read(-1 if frames is None else frames, dtype='float32', always_2d=True)
+        rate = file.samplerate
+    if not np.isfinite(data).all():
+        raise ValueError(f'{path}: holds samples that are not finite')
+    wave = torch.from_numpy(data.mean(axis=1))
+    if sample_rate is not None and sample_rate != rate:
+        wave, rate = resample(wave, rate, sample_rate), sample_rate
+    return wave, rate
+
+
+def peak(path: str | Path, block: int = 1 << 16) -> float:
+    """Largest absolute sample of the mono mix, read block by block. Raises as `read_audio` does."""
+    largest = 0.0
+    with _opened(path) as file:
+        for data in file.blocks(block, dtype='float32', always_2d=True):
+            if not np.isfinite(data).all():
+                raise ValueError(f'{path}: holds samples that are not finite')
+            largest = max(largest, float(np.abs(data.mean(axis=1)).max(initial=0.0)))
+    return largest
+
+
+def resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """Band-limited resampling (…, T) -> (…, ceil(T * to_rate / from_rate))."""
+    from torchaudio.functional import resample as sinc_resample
+
+    return sinc_resample(wave, from_rate, to_rate)
+
+
+def write_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> Path:
+    """Write (T,) or (channels, T); the suffix names the format. Samples beyond [-1, 1] are clipped.
+
+    Raises ValueError for an unknown suffix or a tensor that is not 1-D or 2-D.
+    """
+    import soundfile
+
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f'{path}: cannot write {path.suffix!r}, expected one of {", ".join(SUFFIXES)}')
+    if waveform.dim() not in (1, 2):
+        raise ValueError(f'a waveform is (T,) or (channels, T), got {tuple(waveform.shape)}')
+    data = waveform.detach().to('cpu', torch.float32).clamp(-1, 1).numpy()
+    with _replacing(path) as temporary:
+        soundfile.write(temporary, data.T if data.ndim == 2 else data, sample_rate)
+    return path
+
+
+def write_spectrogram(path: str | Path, waveform: Tensor, sample_rate: int, *, title: str = '') -> Path:
+    """Picture of a mono clip (T,): the waveform over its spectrogram in dB against the loudest bin."""
+    # The object interface draws without a display and leaves pyplot's global state alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    wave = waveform.detach().to('cpu', torch.float32)
+    n_fft = max(16, min(1024, 2 ** int(np.log2(max(wave.numel() // 16, 16)))))
+    spectrum = torch.stft(
+        wave, n_fft, n_fft // 4, window=torch.hann_window(n_fft), pad_mode='constant', return_complex=True
+    ).abs()
+    decibel = 20 * torch.log10((spectrum / spectrum.max().clamp(min=1e-8)).clamp(min=1e-4))
+    seconds = wave.numel() / sample_rate
+
+    figure = Figure(figsize=(9, 5), layout='constrained')
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
+    top.plot(np.arange(wave.numel()) / sample_rate, wave.numpy(), linewidth=0.5)
+    top.set_ylabel('amplitude')
+    top.set_title(title)
+    image = bottom.imshow(
+        decibel.numpy(), origin='lower', aspect='auto', extent=(0, seconds, 0, sample_rate / 2000), vmin=-80, vmax=0
+    )
+    bottom.set_xlabel('time (s)')
+    bottom.set_ylabel('frequency (kHz)')
+    figure.colorbar(image, ax=bottom, label='dB')
+    path = Path(path)
+    with _replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    return path
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator['soundfile.SoundFile']:  # noqa: F821 - imported on first use
+    import soundfile
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no audio file at {path}')
+    try:
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f'{path}: not a readable audio file ({error.error_string})') from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[str]:
+    """A temporary name beside `path` with the same suffix; renamed onto it only when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,138 @@
+"""Image classification as a task for the training loop: trained at one size, evaluated at any."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import reduce
+from timm.data import Mixup
+from torch import Tensor, nn
+
+from s4nd.data.batches import Batches
+from s4nd.data.image_set import NORMALISATION, ImageSet, Splits, spread_over_classes
+from s4nd.data.resample import resize, to_float
+from s4nd.data.stream import StreamSet
+from s4nd.training.config import ConfigError, ImageConfig
+
+__all__ = ['ImageTask']
+
+
+class ImageTask:
+    """Cross-entropy on images of `data.size`; metrics are the accuracy in percent and the cross-entropy at a size.
+
+    Epochs are watched on the held-out images, on the test images where none are held out. Random crops are cut at the
+    stored size and averaged to the training size afterwards, so a shift may be a fraction of a training pixel.
+    """
+
+    maximise = True
+
+    def __init__(self, config: ImageConfig, splits: Splits) -> None:
+        data = config.data
+        if config.eval.weights == 'best' and splits.val is None:
+            raise ConfigError('eval.weights=best needs held-out images to choose by: set data.val_fraction above 0')
+        mixing = data.mixup > 0 or data.cutmix > 0
+        if mixing and data.batch_size % 2:
+            raise ConfigError(
+                f'data.batch_size: mixup and cutmix pair images, expected an even number, got {data.batch_size}'
+            )
+        self.config, self.splits = config, splits
+        self.size = data.size
+        self.monitor = f'accuracy@{data.size}'
+        self.classes, self.channels = splits.train.classes, splits.train.channels
+        self.metadata = {'classes': json.dumps(self.classes), 'size': str(data.size)}
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in NORMALISATION[data.kind])
+        self.mixup = None
+        if mixing:
+            self.mixup = Mixup(
+                data.mixup, data.cutmix, prob=data.mix_prob, label_smoothing=data.label_smoothing,
+                num_classes=len(self.classes),
+            )  # fmt: skip
+        self._train_images: Tensor | None = None
+        self._watched: tuple[Tensor, Tensor] | None = None
+
+    def train_batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        data = self.config.data
+        seed = self.config.seed * 1_000_003 + epoch
+        if isinstance(self.splits.train, StreamSet):
+            return self.splits.train.train_batches(data, seed)
+        if self._train_images is None:
+            stored = self.splits.train.native_size
+            # Without crops, a smaller picture is averaged once rather than at every step.
+            keep = stored is not None and (data.crop_padding > 0 or stored < data.size)
+            self._train_images = self.splits.train.at(stored if keep else data.size)
+        return Batches(
+            self._train_images, self.splits.train.labels, data.batch_size, seed,
+            crop_padding=data.crop_padding, flip=data.flip,
+        )  # fmt: skip
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        if self.mixup is not None and len(images) % 2:  # an unreadable file was left out of a pair
+            images, labels = images[:-1], labels[:-1]
+        images = self.prepare(images)
+        if self.mixup is not None:
+            images, labels = self.mixup(images, labels)
+            return F.cross_entropy(model(images), labels)
+        return F.cross_entropy(model(images), labels, label_smoothing=self.config.data.label_smoothing)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Bytes of any size to normalised floats at the training size; floats come normalised from the loader."""
+        if images.dtype != torch.uint8:
+            return images
+        return self._normalise(resize(to_float(images), self.size))
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return (images - self.mean.to(images.device)) / self.std.to(images.device)
+
+    def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """At the training size, on the held-out images (the test images where none are held out)."""
+        watched = self.splits.val if self.splits.val is not None else self.splits.test
+        watched = spread_over_classes(watched, self.config.eval.limit)
+        if isinstance(watched, StreamSet):
+            return self._measure(model, device, watched, self.size)
+        if self._watched is None:
+            self._watched = watched.at(self.size), watched.labels
+        return self._score(model, device, self._slices(*self._watched, self.size), self.size)
+
+    @torch.no_grad()
+    def evaluate_at(self, model: nn.Module, device: torch.device, sizes: Sequence[int]) -> dict[str, float]:
+        """On the test images (eval.limit of them), at every size."""
+        test = spread_over_classes(self.splits.test, self.config.eval.limit)
+        results: dict[str, float] = {}
+        for size in sizes:
+            results.update(self._measure(model.eval(), device, test, size))
+        return results
+
+    def _measure(self, model: nn.Module, device: torch.device, images: ImageSet, size: int) -> dict[str, float]:
+        if isinstance(images, StreamSet):
+            data, state = self.config.data, PartialState()
+            batches = images.eval_batches(size, data.crop_pct, self._batch_size(size), data.workers)
+            return self._score(model, device, batches.shard(state.process_index, state.num_processes), size)
+        return self._score(model, device, self._slices(images.at(size), images.labels, size), size)
+
+    def _batch_size(self, size: int) -> int:
+        """As many pixels a batch as in training."""
+        return max(1, round(self.config.data.batch_size * min(1.0, (self.size / size) ** 2)))
+
+    def _slices(self, images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        state, count = PartialState(), self._batch_size(size)
+        for start in range(state.process_index * count, len(labels), state.num_processes * count):
+            yield images[start : start + count], labels[start : start + count]
+
+    def _score(
+        self, model: nn.Module, device: torch.device, batches: Iterable[tuple[Tensor, Tensor]], size: int
+    ) -> dict[str, float]:
+        # Right answers, summed cross-entropy, images; float64 is not to be had on every device.
+        sums = torch.zeros(3, device=device)
+        for images, labels in batches:
+            labels = labels.to(device)
+            logits = model(self._normalise(to_float(images.to(device)))).float()
+            sums[0] += (logits.argmax(1) == labels).sum()
+            sums[1] += F.cross_entropy(logits, labels, reduction='sum')
+            sums[2] += len(labels)
+        right, entropy, count = reduce(sums, 'sum').tolist()
+        return {f'accuracy@{size}': round(100 * right / count, 4), f'cross_entropy@{size}': entropy / count}

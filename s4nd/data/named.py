@@ -1,0 +1,123 @@
+"""The image sets by name: where their files lie, how they split, and torchvision's download."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s4nd.data.class_folders import load_class_folders
+from s4nd.data.image_set import DataError, ImageSet, PixelSet, Splits, hold_out
+from s4nd.data.shapes import ShapeSet
+from s4nd.data.stream import load_stream
+from s4nd.training.config import ImageData
+
+__all__ = ['load_images']
+
+FASHION_CLASSES = (
+    'T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot',
+)  # fmt: skip
+FASHION_FOLDERS = ('', 'raw', 'FashionMNIST/raw')
+
+
+def load_images(data: ImageData, seed: int = 0) -> Splits:
+    """The set that `data` describes, split into training, held-out and test images.
+
+    Raises DataError (missing or empty root, no class folders, a damaged archive, …).
+    """
+    if data.kind == 'shapes':
+        train: ImageSet = ShapeSet.draw(data.train_count, seed=2 * seed)
+        test: ImageSet | None = ShapeSet.draw(data.test_count, seed=2 * seed + 1)
+    elif data.kind == 'imagenet' or data.stream:
+        train, test = load_stream(data)
+    elif data.kind == 'fashion_mnist':
+        train, test = _fashion(data, train=True), _fashion(data, train=False)
+    elif data.kind in ('cifar10', 'cifar100') and (data.download or _has_batches(data)):
+        train, test = _cifar(data, train=True), _cifar(data, train=False)
+    else:
+        train, test = _class_folders(data)
+    train, val = hold_out(train, data.val_fraction)
+    if test is None:
+        if val is None:
+            raise DataError(
+                f'{data.root} has no test folder beside its training images: '
+                'set data.val_fraction, so that images held out of every class take its place'
+            )
+        test = val
+    return Splits(train, val, test)
+
+
+def _class_folders(data: ImageData) -> tuple[PixelSet, PixelSet | None]:
+    sets = load_class_folders(data.root, data.source_size, data.cache)
+    if '' in sets:
+        return sets[''], None
+    if 'train' not in sets:
+        raise DataError(f'{data.root}: found {sorted(sets)} images but no train folder')
+    return sets['train'], sets.get('test')
+
+
+def _root(data: ImageData) -> Path:
+    if data.root is None:
+        raise DataError(f'data.root must be given: where the files of {data.kind} lie, or go with data.download=true')
+    return Path(data.root).expanduser()
+
+
+def _has_batches(data: ImageData) -> bool:
+    folder = 'cifar-10-batches-py' if data.kind == 'cifar10' else 'cifar-100-python'
+    return data.root is not None and (_root(data) / folder).is_dir()
+
+
+def _cifar(data: ImageData, train: bool) -> PixelSet:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    maker = CIFAR10 if data.kind == 'cifar10' else CIFAR100
+    try:
+        source = maker(str(_root(data)), train=train, download=data.download)
+    except (RuntimeError, OSError) as error:
+        raise DataError(f'{data.kind} in {data.root}: {error}') from error
+    images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+    return PixelSet(images, torch.tensor(source.targets), tuple(source.classes))
+
+
+def _fashion(data: ImageData, train: bool) -> PixelSet:
+    root = _root(data)
+    if data.download:
+        from torchvision.datasets import FashionMNIST
+
+        try:
+            FashionMNIST(str(root), download=True)
+        except (RuntimeError, OSError) as error:
+            raise DataError(f'fashion_mnist in {root}: {error}') from error
+    part = 'train' if train else 't10k'
+    images = _read_idx(_find_idx(root, f'{part}-images-idx3-ubyte'))
+    labels = _read_idx(_find_idx(root, f'{part}-labels-idx1-ubyte'))
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        raise DataError(f'{root}: {tuple(images.shape)} images do not go with {tuple(labels.shape)} labels')
+    return PixelSet(images[:, None], labels.long(), FASHION_CLASSES)
+
+
+def _find_idx(root: Path, name: str) -> Path:
+    for folder in FASHION_FOLDERS:
+        for suffix in ('', '.gz'):
+            path = root / folder / (name + suffix)
+            if path.is_file():
+                return path
+    raise DataError(
+        f'{root}: no {name}[.gz] there or in {" or ".join(FASHION_FOLDERS[1:])}; data.download=true fetches it'
+    )
+
+
+def _read_idx(path: Path) -> Tensor:
+    """An idx file of bytes: two zeros, type 8, number of axes, their sizes (big-endian), the values."""
+    try:
+        content = (gzip.open if path.suffix == '.gz' else open)(path, 'rb').read()
+    except (OSError, EOFError) as error:
+        raise DataError(f'{path}: cannot be read ({error})') from error
+    axes = content[3] if len(content) > 3 else 0
+    shape = np.frombuffer(content, '>i4', count=axes, offset=4) if len(content) >= 4 + 4 * axes else ()
+    if content[:3] != b'\0\0\x08' or not axes or len(content) != 4 + 4 * axes + np.prod(shape, dtype=np.int64):
+        raise DataError(f'{path}: not a whole idx file of bytes')
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy())

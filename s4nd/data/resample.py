@@ -1,0 +1,58 @@
+"""One image at another number of pixels: area averages downwards, bicubic interpolation upwards."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ['area_weights', 'resize', 'to_bytes', 'to_float']
+
+
+def area_weights(source: int, size: int) -> Tensor:
+    """The matrix (size, source) that averages a line of `source` pixels over `size` equal cells, exactly.
+
+    A pixel that lies in two cells counts in each with the part that lies there, so any ratio is exact, not only whole
+    ones. Raises ValueError where size > source: an average cannot invent pixels.
+    """
+    if not 1 <= size <= source:
+        raise ValueError(f'area averages need 1 <= size <= source, got size {size} and source {source}')
+    edges = torch.arange(size + 1, dtype=torch.float64) * source / size
+    pixels = torch.arange(source, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
+    return overlap.clamp(min=0) * size / source
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Bring float images (B, C, H, W) to (B, C, size, size), axis by axis.
+
+    An axis of at least `size` pixels is averaged by area; a shorter one is interpolated (bicubic), which adds no
+    detail: the result shows the same scene with more samples, within the range of the input.
+    """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(f'expected float images (B, C, H, W), got {images.dtype} of shape {tuple(images.shape)}')
+    height, width = images.shape[-2:]
+    low, high = images.amin(), images.amax()
+    if max(height, width) == size == min(height, width):
+        return images
+    if height % size == 0 and width % size == 0:
+        return F.avg_pool2d(images, (height // size, width // size))
+    if height > size:
+        images = area_weights(height, size).to(images) @ images
+    if width > size:
+        images = images @ area_weights(width, size).to(images).mT
+    if images.shape[-2:] != (size, size):
+        # With antialias, torch takes the cubic that keeps straight ramps straight (a = -1/2).
+        images = F.interpolate(images, (size, size), mode='bicubic', align_corners=False, antialias=True)
+        images = images.clamp(low, high)  # bicubic weights overshoot at edges
+    return images
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Bytes 0…255 to floats 0…1; floats pass unchanged."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Floats 0…1 to bytes 0…255, rounded."""
+    return (images * 255).round_().clamp_(0, 255).to(torch.uint8)

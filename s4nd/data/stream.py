@@ -1,0 +1,163 @@
+"""Class folders too large for memory: decoded and augmented (timm) by loader processes during training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from s4nd.data.class_folders import UNREADABLE, Member, decode, list_members
+from s4nd.data.image_set import NORMALISATION, DataError
+from s4nd.data.resample import resize, to_bytes, to_float
+from s4nd.training.config import ImageData
+
+__all__ = ['StreamBatches', 'StreamSet', 'load_stream']
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StreamSet:
+    """Image files and their labels; nothing is decoded before it is asked for."""
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    bad: set[str] = field(default_factory=set)  # grows as unreadable files are met
+    channels: int = 3
+    native_size: None = None
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return tuple(sorted(self.bad))
+
+    def select(self, indices: Tensor) -> StreamSet:
+        paths = tuple(self.paths[index] for index in indices.tolist())
+        return replace(self, paths=paths, labels=self.labels[indices])
+
+    def train_batches(self, data: ImageData, seed: int) -> StreamBatches:
+        """One augmented epoch of (floats (B, 3, size, size), already normalised, labels (B,))."""
+        count = len(self.paths)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(count, generator=generator)[: -(-count // data.repeats)]
+        order = drawn.repeat_interleave(data.repeats)[:count]
+        mean, std = NORMALISATION['imagenet']
+        transform = create_transform(
+            data.size, is_training=True, hflip=0.5 if data.flip else 0.0, auto_augment=data.auto_augment,
+            color_jitter=None, interpolation='random', re_prob=data.random_erasing, re_mode='pixel', mean=mean, std=std,
+        )  # fmt: skip
+        return StreamBatches(self, order, _TrainView(transform), data.batch_size, data.workers, seed, whole=True)
+
+    def eval_batches(self, size: int, crop_pct: float, batch_size: int, workers: int) -> StreamBatches:
+        """Every image once: the central square of `crop_pct` of the shorter side, brought to `size`; bytes."""
+        order = torch.arange(len(self.paths))
+        return StreamBatches(self, order, _EvalView(size, crop_pct), batch_size, workers, seed=0, whole=False)
+
+
+@dataclass(frozen=True)
+class _TrainView:
+    transform: Any
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.transform(Image.fromarray(image.permute(1, 2, 0).numpy()))
+
+
+@dataclass(frozen=True)
+class _EvalView:
+    size: int
+    crop_pct: float
+
+    def __call__(self, image: Tensor) -> Tensor:
+        side = max(1, round(min(image.shape[-2:]) * self.crop_pct))
+        top, left = (image.shape[-2] - side) // 2, (image.shape[-1] - side) // 2
+        square = image[None, :, top : top + side, left : left + side]
+        return to_bytes(resize(to_float(square), self.size))[0]
+
+
+class _Files(Dataset):
+    def __init__(self, images: StreamSet, view: Any) -> None:
+        self.images, self.view = images, view
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
+        path = self.images.paths[index]
+        try:
+            image = decode((self.images.root / path).read_bytes())
+        except UNREADABLE:
+            return None, -1, path
+        return self.view(image), int(self.images.labels[index]), path
+
+
+def _collate(items: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor, Tensor, list[str]]:
+    good = [(image, label) for image, label, _ in items if image is not None]
+    bad = [path for image, _, path in items if image is None]
+    if not good:
+        raise DataError(f'not one readable image among {len(items)} files, first: {bad[0]}')
+    return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good]), bad
+
+
+class StreamBatches:
+    """Batches in a given order; an unreadable file is named once, recorded in `bad` of the set, and left out."""
+
+    def __init__(
+        self, images: StreamSet, order: Tensor, view: Any, batch_size: int, workers: int, seed: int, *, whole: bool
+    ) -> None:
+        self.images, self.order, self.view, self.workers, self.seed = images, order, view, workers, seed
+        self.whole, self.batch_size = whole, min(batch_size, len(order))
+        batches = list(order.split(self.batch_size))
+        self.batches = batches[:-1] if whole and len(batches[-1]) < self.batch_size else batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def shard(self, index: int, count: int) -> StreamBatches:
+        """The share of process `index` of `count`; with `whole`, every process has as many."""
+        part = StreamBatches(
+            self.images, self.order, self.view, self.batch_size, self.workers, self.seed, whole=self.whole
+        )
+        part.batches = self.batches[index : len(self) - len(self) % count if self.whole else None : count]
+        return part
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = DataLoader(
+            _Files(self.images, self.view),
+            batch_sampler=[batch.tolist() for batch in self.batches],
+            collate_fn=_collate,
+            num_workers=self.workers,
+            generator=torch.Generator().manual_seed(self.seed),
+            pin_memory=torch.cuda.is_available(),
+        )
+        for images, labels, bad in loader:
+            for path in set(bad) - self.images.bad:
+                logger.warning('passed over %s: cannot be read', self.images.root / path)
+                self.images.bad.add(path)
+            yield images, labels
+
+
+def load_stream(data: ImageData) -> tuple[StreamSet, StreamSet | None]:
+    """The training and, where the root has a test or val folder, test images of `data.root`, unread."""
+    root, members = list_members(data.root)
+    splits = {member.split for member in members}
+    train = [member for member in members if member.split == ('train' if 'train' in splits else '')]
+    if not train:
+        raise DataError(f'{root}: found {sorted(splits)} images but no train folder')
+    classes = tuple(sorted({member.label for member in train}))
+    test = [member for member in members if member.split == 'test'] if 'train' in splits else []
+    return _stream_set(root, train, classes), _stream_set(root, test, classes) if test else None
+
+
+def _stream_set(root: Path, members: list[Member], classes: tuple[str, ...]) -> StreamSet:
+    index = {name: number for number, name in enumerate(classes)}
+    strange = sorted({member.label for member in members} - index.keys())
+    if strange:
+        raise DataError(f"{root}: class '{strange[0]}' is not among the {len(classes)} training classes")
+    labels = torch.tensor([index[member.label] for member in members])
+    return StreamSet(root, tuple(member.path for member in members), labels, classes)

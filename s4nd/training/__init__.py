@@ -1,0 +1,1 @@
+"""The loop that images, video and audio share: configuration, training, checkpoints, reports."""

@@ -1,0 +1,136 @@
+"""What a run found, as JSON, a table in text and a picture; several runs side by side.
+
+python -m s4nd.training.report out/a out/b picture=out/both.png table=out/both.txt
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from s4nd.training.checkpoint import write_atomically
+
+__all__ = ['draw', 'main', 'read_report', 'sizes_of', 'table', 'write_report']
+
+
+def write_report(out: str | Path, report: dict[str, Any], name: str = 'report') -> list[Path]:
+    """Write `<name>.json`, `<name>.txt` and, where a metric was measured at several sizes, `<name>.png` into `out`.
+
+    `report` holds at least 'label', 'metric' (the one to show), 'parameters' and 'results' ({'accuracy@16': 91.2, …}).
+    Returns the paths written.
+    """
+    out = Path(out)
+    paths = [out / f'{name}.json', out / f'{name}.txt']
+    text = json.dumps(report, indent=2, sort_keys=False) + '\n'
+    write_atomically(paths[0], lambda temporary: temporary.write_text(text))
+    write_atomically(paths[1], lambda temporary: temporary.write_text(table([report]) + '\n'))
+    if len(sizes_of(report)) > 1:
+        paths.append(out / f'{name}.png')
+        draw(paths[-1], [report])
+    return paths
+
+
+def read_report(folder: str | Path) -> dict[str, Any]:
+    """The report of a run, from its folder or from the JSON file itself. Raises ValueError where there is none."""
+    path = Path(folder)
+    path = path / 'report.json' if path.is_dir() else path
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{path}: no readable report ({error})') from error
+    missing = {'label', 'metric', 'parameters', 'results'} - set(report if isinstance(report, dict) else ())
+    if missing:
+        raise ValueError(f'{path}: not a report, it lacks {sorted(missing)}')
+    return report
+
+
+def sizes_of(report: dict[str, Any]) -> list[int]:
+    """The sizes at which the shown metric was measured, rising."""
+    prefix = f'{report["metric"]}@'
+    return sorted(int(key.removeprefix(prefix)) for key in report['results'] if key.startswith(prefix))
+
+
+def table(reports: Sequence[dict[str, Any]]) -> str:
+    """One line a run, one column a size (or one for a metric without sizes); `*` marks the training size."""
+    columns: dict[str, str] = {}
+    for report in reports:
+        metric = report['metric']
+        keys = [f'{metric}@{size}' for size in sizes_of(report)] or ([metric] if metric in report['results'] else [])
+        columns.update({key: key for key in keys})
+    keys = sorted(columns, key=lambda key: (key.split('@')[0], int(key.partition('@')[2] or 0)))
+    rows = [['run', 'parameters', 'trained at', *keys]]
+    for report in reports:
+        size = report.get('size')
+        cells = [_cell(report['results'].get(key), str(size) == key.partition('@')[2]) for key in keys]
+        rows.append([report['label'], f'{report["parameters"]:,}', str(size or '-'), *cells])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ['  '.join(_align(cell, widths[at], at) for at, cell in enumerate(row)).rstrip() for row in rows]
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def draw(path: str | Path, reports: Sequence[dict[str, Any]]) -> None:
+    """The shown metric against the size, one line a run, the training size ringed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    reports = [report for report in reports if sizes_of(report)]
+    if not reports:
+        raise ValueError('no run was measured at more than one size: nothing to draw')
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.add_subplot()
+    for report in reports:
+        sizes, metric = sizes_of(report), report['metric']
+        values = [report['results'][f'{metric}@{size}'] for size in sizes]
+        (line,) = axes.plot(sizes, values, marker='o', label=report['label'])
+        if report.get('size') in sizes:
+            trained = report['results'][f'{metric}@{report["size"]}']
+            axes.plot(report['size'], trained, 'o', markersize=13, fillstyle='none', color=line.get_color())
+    ticks = sorted({size for report in reports for size in sizes_of(report)})
+    axes.set_xscale('log', base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel('evaluated at (pixels a side; ring: trained there)')
+    metric = reports[0]['metric']
+    axes.set_ylabel('accuracy (%)' if metric == 'accuracy' else metric.replace('_', ' '))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the table of the given runs; write it and the picture where asked."""
+    options = dict(argument.split('=', 1) for argument in arguments if '=' in argument)
+    folders = [argument for argument in arguments if '=' not in argument]
+    unknown = sorted(options.keys() - {'picture', 'table'})
+    if not folders or unknown:
+        problem = f'unknown option {unknown[0]}; ' if unknown else ''
+        raise ValueError(
+            f'{problem}usage: python -m s4nd.training.report RUN [RUN …] [picture=FILE.png] [table=FILE.txt]'
+        )
+    reports = [read_report(folder) for folder in folders]
+    text = table(reports)
+    print(text)  # noqa: T201 (a command)
+    if 'table' in options:
+        write_atomically(options['table'], lambda temporary: temporary.write_text(text + '\n'))
+    if 'picture' in options:
+        draw(options['picture'], reports)
+        print(f'picture: {options["picture"]}')  # noqa: T201
+
+
+def _cell(value: float | None, trained: bool) -> str:
+    if value is None:
+        return '-'
+    return f'{value:.2f}{"*" if trained else " "}' if value >= 10 else f'{value:.3f}{"*" if trained else " "}'
+
+
+def _align(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if column == 0 else cell.rjust(width)
+
+
+if __name__ == '__main__':
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f'error: {error}')
