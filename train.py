@@ -26,7 +26,7 @@ from torch import nn
 import s4nd.models
 from s4nd.data import ImageTask, load_images
 from s4nd.training.checkpoint import load_weights, read_metadata
-from s4nd.training.config import ConfigError, ImageConfig, RunConfig, load_config, nearest
+from s4nd.training.config import ConfigError, ImageConfig, RunConfig, load_config, nearest, to_yaml
 from s4nd.training.loop import NonFiniteError, Task, fit, make_accelerator
 from s4nd.training.report import table, write_report
 
@@ -36,8 +36,8 @@ _RUN_FILES = ('resume.pt', 'last.safetensors', 'report.json')
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     """Run what `arguments` (a YAML file, then key=value) describe and return the report."""
-    if not arguments or arguments[0] in ('-h', '--help'):
-        raise ConfigError((__doc__ or '').strip())
+    if not arguments:
+        raise ConfigError(f'expected a configuration file:\n{__doc__}')
     config = load_config(arguments[0], arguments[1:])
     out = _output_folder(config, named=any(text.startswith('out=') for text in arguments[1:]))
     accelerator = make_accelerator(config)
@@ -154,6 +154,9 @@ def _evaluate(
 
 if __name__ == '__main__':
     logging.basicConfig(format='%(message)s')
+    if {'-h', '--help'} & set(sys.argv[1:]):
+        print(f'{__doc__}\nOptions and their defaults:\n\n{to_yaml(ImageConfig())}')
+        sys.exit()
     try:
         main(sys.argv[1:])
     except (ValueError, OSError, NonFiniteError) as problem:

@@ -35,7 +35,7 @@ class AutoregressiveTask:
     `metadata` is what generation needs beside the weights, as text for their file.
     """
 
-    monitor = 'nll'
+    monitor = 'val_nll'
     maximise = False
 
     def __init__(
@@ -70,8 +70,8 @@ class AutoregressiveTask:
         return F.cross_entropy(logits.flatten(0, 1).float(), batch.flatten())
 
     def evaluate(self, model: nn.Module, device: torch.device | str) -> dict[str, float]:
-        """{'nll': on validation clips (picks the best weights), 'test_nll': on test clips}, bits a sample."""
-        return {'nll': self._bits(model, device, 'val'), 'test_nll': self._bits(model, device, 'test')}
+        """{'val_nll': on validation clips (picks the best weights), 'test_nll': on test clips}, bits a sample."""
+        return {'val_nll': self._bits(model, device, 'val'), 'test_nll': self._bits(model, device, 'test')}
 
     def _bits(self, model: nn.Module, device: torch.device | str, part: str) -> float:
         clips, total, samples = self.parts[part], 0.0, 0

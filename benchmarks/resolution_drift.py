@@ -1,8 +1,9 @@
 """How far does one S4ND layer drift when the same scene is sampled more densely?
 
-64 random channels (S4D-Lin, N = 64, dt log-uniform in [0.1, 1]) over smooth random signals, each a sum of 6 cosines of up to
-`cycles` across the axis. The layer runs at two sizes; the finer output is averaged to the coarser grid, and the relative
-difference ‖coarse - fine‖ / ‖coarse‖ is taken over the middle half of the axis, in float64, as the mean of 8 draws.
+64 random channels (S4D-Lin, N = 64, dt log-uniform in [0.1, 1]) over smooth random signals, each a sum of 6 cosines of
+up to `cycles` across the axis. The layer runs at two sizes; the finer output is averaged to the coarser grid, and the
+relative difference ‖coarse - fine‖ / ‖coarse‖ is taken over
+the middle half of the axis, in float64, as the mean of 8 draws.
 Signals are sampled at cell centres ('point') or averaged over cells ('area', as images are).
 
     python benchmarks/resolution_drift.py [out=out/drift]
@@ -58,7 +59,8 @@ def drift(low: int, high: int, cycles: float, bandlimit: float | None, centred: 
 
 def main(out: Path) -> None:
     rows = []
-    print(f'{"sizes":>8} {"cycles":>6} {"sampling":>8} {"bandlimit":>9} {"centred":>8} {"(range)":>15} {"published offset":>17}')
+    heads = ('sizes', 'cycles', 'sampling', 'bandlimit', 'centred', '(range)', 'published offset')
+    print('{:>8} {:>6} {:>8} {:>9} {:>8} {:>15} {:>17}'.format(*heads))
     for low, high, cycles in SETTINGS:
         for sampling in ('point', 'area'):
             for bandlimit in BANDLIMITS:

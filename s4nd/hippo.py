@@ -1,9 +1,10 @@
 """Where A and B come from: HiPPO matrices, their normal-plus-low-rank form, and diagonal initialisations.
 
-Everything here is computed in float64 on the CPU and cast by the caller. Shapes: N is the state size (even), n = N/2 the
-number of stored modes, one of each conjugate pair, with Im <= 0.
+Everything here is computed in float64 on the CPU and cast by the caller. Shapes: N is the state size (even), n = N/2
+the number of stored modes, one of each conjugate pair, with Im <= 0.
 
-Sources: HiPPO (arXiv 2008.07669), S4 (2111.00396) appendix C, S4D (2206.11893) section 4, "How to Train Your HiPPO" (2206.12037).
+Sources: HiPPO (arXiv 2008.07669), S4 (2111.00396) appendix C, S4D (2206.11893) section 4, "How to Train Your HiPPO"
+(2206.12037).
 """
 
 import math
@@ -22,7 +23,7 @@ def transition(measure: str, d_state: int) -> tuple[Tensor, Tensor]:
     """The continuous system x' = A x + B u whose state holds a signal's coefficients under `measure`.
 
     Args:
-        measure: 'legs' (scaled Legendre), 'legt' (translated Legendre), 'lagt' (Laguerre) or 'fout' (truncated Fourier).
+        measure: 'legs' (scaled Legendre), 'legt' (translated Legendre), 'lagt' (Laguerre) or 'fout' (Fourier).
         d_state: N, even and at least 4.
 
     Returns:
@@ -76,7 +77,7 @@ def nplr(measure: str, d_state: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     The phase of each eigenvector is fixed by its first non-zero entry, which is real and positive.
 
     Returns:
-        w (n,), P (r, n) = V* Pᵀ, B (n,) = V* B, V (N, n), complex128; modes sorted by imaginary part, most negative first.
+        w (n,), P (r, n) = V* Pᵀ, B (n,) = V* B, V (N, n), complex128; modes sorted by imaginary part, ascending.
 
     Raises:
         ValueError: as `transition`.
@@ -89,7 +90,7 @@ def nplr(measure: str, d_state: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     frequency, vectors = frequency[: d_state // 2], vectors[:, : d_state // 2]
     null = frequency.abs() < 1e-9 * frequency.abs().max()
     if null.any():
-        # 'fout' has one pair of zero eigenvalues; eigh returns an arbitrary basis there, so build v with v and v̄ orthogonal.
+        # 'fout' has one pair of zero eigenvalues, where eigh returns any basis: build v orthogonal to v̄.
         vectors[:, null] = _null_vector(skew)
         frequency = torch.where(null, torch.zeros_like(frequency), frequency)
     first = (vectors.abs() > 1e-9).to(torch.int8).argmax(0)
@@ -131,7 +132,7 @@ def diagonal(init: str, modes: int) -> tuple[Tensor, Tensor]:
 
 
 def clip_imag(B: Tensor, limit: float = 2.0) -> Tensor:
-    """Clip the imaginary part of B to [-limit, limit], as the published code does (it depends on the eigenvectors' phase)."""
+    """Clip the imaginary part of B to [-limit, limit], as the published code does (phase-dependent)."""
     return torch.complex(B.real, B.imag.clamp(-limit, limit))
 
 

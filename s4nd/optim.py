@@ -1,7 +1,8 @@
 """Optimiser groups, as plain dictionaries.
 
 State-space parameters (dt, A, B, P) train at their own learning rate without weight decay; C and D are ordinary weights
-(the published rule: S4, arXiv 2111.00396, and the S4ND recipes). Selection is by name, so it survives copies and rebuilds.
+(the published rule: S4, arXiv 2111.00396, and the S4ND recipes). Selection is by name, so it survives copies and
+rebuilds.
 """
 
 from fnmatch import fnmatch
@@ -24,8 +25,8 @@ def param_groups(
         model: whose trainable parameters are grouped; every one is in exactly one group.
         lr, weight_decay: of ordinary weights; biases and other 1-D parameters take no weight decay.
         ssm_lr: of dt, A, B and P, which take no weight decay; None: the same as lr. Never above lr.
-        overrides: {pattern: options}: parameters whose full name matches (fnmatch; the first match wins) get a group with
-            these options, such as {'*.log_dt': {'lr': 1e-4}}.
+        overrides: {pattern: options}: parameters whose full name matches (fnmatch; the first match wins) get a group
+            with these options, such as {'*.log_dt': {'lr': 1e-4}}.
 
     Raises:
         ValueError: if a pattern matches no parameter.

@@ -24,7 +24,8 @@ def check_grid(grid: tuple[int, ...]) -> None:
 
 def warn_if_aliased(axis: int, bandlimit: float, step: float) -> None:
     """Warn when modes kept on the training grid are above the Nyquist limit of a coarser one (α · step > 1)."""
-    if step > 1 and bandlimit < math.inf and bandlimit * step > 1 and not torch.compiler.is_compiling():
+    aliased = step > 1 and bandlimit < math.inf and bandlimit * step > 1 + 1e-6
+    if aliased and not torch.compiler.is_compiling():
         warnings.warn(
             f'axis {axis}: bandlimit {bandlimit:g} against the training grid exceeds the Nyquist limit of a grid '
             f'{step:g} times coarser; the finest modes alias (a bandlimit of {1 / step:g} would not)',

@@ -1,4 +1,4 @@
-"""The slow, obvious definitions that everything is held against: float64, complex128, direct sums, one line of maths each.
+"""The slow, obvious definitions that everything is held against: float64, direct sums, one line of maths each.
 
 They are torch functions, so their gradients are the oracles of our gradients.
 """

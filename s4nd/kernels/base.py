@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class Kernel(nn.Module):
     """A continuous convolution kernel, sampled on demand.
 
-    `kernel(length, step)` gives the taps at lags 0, step, 2·step, … of the training grid, shape (channels, d_model, length),
-    float32 (float64 in a float64 module). Evaluation changes nothing in the kernel.
+    `kernel(length, step)` gives the taps at lags 0, step, 2·step, … of the training grid, (channels, d_model, length)
+    in float32 (float64 in a float64 module). Evaluation changes nothing in the kernel.
     """
 
     has_recurrence: bool = False
@@ -31,7 +31,7 @@ class Kernel(nn.Module):
         raise NotImplementedError
 
     def rescale_time(self, factor: float) -> None:
-        """Multiply the kernel's unit of time by `factor` in place: afterwards kernel(L, s) equals kernel(L, s·factor) before."""
+        """Multiply the unit of time by `factor` in place: afterwards kernel(L, s) is what kernel(L, s·factor) was."""
         raise NotImplementedError
 
     def init_state(self, batch: int) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""S4: a state matrix that is diagonal plus low rank (arXiv 2111.00396, in the stable form Λ - PP* of SaShiMi, 2202.09729).
+"""S4: a diagonal-plus-low-rank state matrix (arXiv 2111.00396), in the stable form Λ - PP* of SaShiMi (2202.09729).
 
-x' = A x + B u, y = C x over conjugate pairs, A = diag(Λ, Λ̄) - Σ_r p_r p_r*, Λ = -exp(log_A_real) - i·A_imag, bilinear rule.
+x' = A x + B u, y = C x over conjugate pairs; A = diag(Λ, Λ̄) - Σ_r p_r p_r*, Λ = -exp(log_A_real) - i·A_imag; bilinear.
 The real state (Re x, Im x) has N = 2n entries, and in it A = [[Re Λ, -Im Λ], [Im Λ, Re Λ]] - 2 Σ_r q_r q_rᵀ with
 q = (Re P, Im P). Re Λ < 0 makes Ā a contraction, so its powers are computed directly, by repeated squaring in float64:
 exact at every length and step, with nothing (no C(I - Ā^L)) carried from one length to another.
@@ -27,9 +27,9 @@ class S4Kernel(SSMKernel):
         init: 'legs', 'legt', 'lagt', 'fout', or 'hippo' (legs and fout in turn; S4 v2, arXiv 2206.12037).
         dt_min, dt_max: range of the log-uniform initial timescale, in units of time a sample of the training grid.
         n_ssm: S, number of distinct (A, B, P), a divisor of H; None is the number of measures in `init`.
-        bandlimit: α; C is masked where a mode of the diagonal part has α/2 cycles a sample of the training grid or more.
-        rank: of P; None is the measure's own (2 for 'legt', else 1). Rows beyond it start as noise of scale 0.01, since a
-            row of zeros would never learn.
+        bandlimit: α; C is masked where a mode of the diagonal part has α/2 cycles a training sample or more.
+        rank: of P; None is the measure's own (2 for 'legt', else 1). Rows beyond it start as noise of scale 0.01, since
+            a row of zeros would never learn.
 
     The real part of Λ starts at -1e-4 where the measure has 0 ('legt', 'lagt', 'fout').
 
@@ -134,7 +134,7 @@ class S4Kernel(SSMKernel):
         return (C * x[:, None]).sum(-1), x
 
     def _resolvent(self, step: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """R = (I - dt A/2)⁻¹ = F - G Qᵀ by Woodbury, F block-diagonal: f_re, f_im (H, n), G, Q (H, N, r), dt·B (H, N)."""
+        """R = (I - dt A/2)⁻¹ = F - G Qᵀ (Woodbury), F in 2 × 2 blocks: f_re, f_im (H, n); G, Q (H, N, r); dt B."""
         H = self.d_model
         dt = wide(self.log_dt).exp() * step  # (H, 1)
         d_re = 1 + dt / 2 * expand_ssm(wide(self.log_A_real).exp(), H)

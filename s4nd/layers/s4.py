@@ -15,8 +15,8 @@ class S4(S4ND):
         kernel: a key of s4nd.kernels.KERNELS that has a recurrence.
         The rest: as S4ND.
 
-    `forward`: (B, H, L) -> (B, H, L). `step`: one sample (B, H) and a state -> (B, H) and the new state; stepping through
-    a clip from `init_state` equals the forward.
+    `forward`: (B, H, L) -> (B, H, L). `step`: one sample (B, H) and a state -> (B, H) and the new state; stepping
+    through a clip from `init_state` equals the forward.
 
     Raises:
         ValueError: for a kernel without a recurrence, and as S4ND.

@@ -18,8 +18,8 @@ from s4nd.resolution import check_grid, warn_if_aliased
 class S4ND(nn.Module):
     """A linear N-D layer whose kernel is an outer product of one continuous kernel per axis, plus a skip D.
 
-    y[c, h, t] = Σ_s K[c, h, t - s] x[h, s] + D[c, h] x[h, t], with K = (1/R) Σ_r Π_τ k_τ^r; zero padding, same size out.
-    An input of another size than `grid` is the same scene sampled differently: each axis kernel is evaluated at
+    y[c, h, t] = Σ_s K[c, h, t - s] x[h, s] + D[c, h] x[h, t], with K = (1/R) Σ_r Π_τ k_τ^r; zero padding, same size
+    out. An input of another size than `grid` is the same scene sampled differently: each axis kernel is evaluated at
     step = grid / size.
 
     Args:
@@ -44,8 +44,8 @@ class S4ND(nn.Module):
     Input (B, H, L1, …, Ld), output (B, c·H or O, L1, …, Ld), of the same dtype.
 
     Raises:
-        ValueError: for arguments that do not fit each other, and in the forward for an input of the wrong rank, number of
-            features, or an empty axis.
+        ValueError: for arguments that do not fit each other, and in the forward for an input of the wrong rank or
+            number of features, or with an empty axis.
     """
 
     __jit_unused_properties__ = ['grid']
@@ -70,7 +70,7 @@ class S4ND(nn.Module):
         bidirectional: bool | tuple[bool, ...] = True,
         channels: int = 1,
         out_channels: int | None = None,
-        l_max: int | tuple[int | None, ...] | None = None,
+        l_max: float | tuple[float | None, ...] | None = None,
         centred: bool = True,
         skip: bool = True,
         method: str = 'auto',
@@ -144,7 +144,8 @@ class S4ND(nn.Module):
         """
         if len(grid) != self.spatial_dims or not self._grid:
             raise ValueError(
-                f'cannot re-anchor a layer with grid {self.grid} to {tuple(grid)}: expected {self.spatial_dims} axes and a grid'
+                f'cannot re-anchor a layer with grid {self.grid} to {tuple(grid)}: '
+                f'expected {self.spatial_dims} axes and a layer that has a grid'
             )
         check_grid(grid)
         for axis, kernel in enumerate(self.kernels):
@@ -179,7 +180,7 @@ class S4ND(nn.Module):
             step = self._grid[axis] / size[axis] if len(self._grid) > 0 else 1.0
             lags = size[axis]
             if self._l_max[axis] / step < lags:
-                lags = max(1, int(round(self._l_max[axis] / step)))
+                lags = max(1, int(round(self._l_max[axis] / step)))  # noqa: RUF046 (TorchScript's round gives a float)
             bidirectional = self.bidirectional[axis]
             if bidirectional and self.centred:
                 k = kernel(2 * lags - 1, step / 2)
@@ -216,10 +217,9 @@ class S4ND(nn.Module):
 
     def _mix(self, x: Tensor, taps: list[Tensor], centres: list[int]) -> Tensor:
         """Every input feature to every output: (B, H, …) -> (B, O, …), summed over H."""
-        shape = list(x.shape)
         u = torch.cat([x] * self.out_channels, 1)
         y = separable_conv(u, taps, centres, self.method)
-        return y.reshape([shape[0], self.out_channels] + shape[1:]).sum(2)
+        return y.unflatten(1, [self.out_channels, self.d_model]).sum(2)
 
     def _reset_skip(self) -> None:
         if self.D is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from timm.layers import LayerScale, LayerScale2d, get_device_dtype, trunc_normal_
-from timm.models import checkpoint_seq
+from timm.models import build_model_with_cfg, checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
@@ -236,3 +236,31 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
     return {name.removeprefix('module.').removeprefix('_orig_mod.'): value for name, value in state_dict.items()}
+
+
+def model_cfg(**kwargs: Any) -> dict[str, Any]:
+    """timm's description of a model without weights: what the families have in common, and `kwargs`."""
+    return {
+        'url': '',
+        'interpolation': 'bicubic',
+        'first_conv': 'stem.proj',
+        'classifier': 'head.fc',
+        'license': 'apache-2.0',
+        'paper_ids': 'arXiv:2210.06583',
+        **kwargs,
+    }
+
+
+def create(
+    cls: type[Backbone], variant: str, pretrained: bool, model_args: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Backbone:
+    """A registered model: the arguments of the variant, `depths` among them, under those of the caller."""
+    args = {**model_args, **overrides}
+    return build_model_with_cfg(
+        cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=tuple(range(len(args['depths']))), flatten_sequential=True),
+        **args,
+    )

@@ -10,10 +10,10 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, NormMlpClassifierHead, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn
+from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
 from s4nd.models._parts import ChannelMlp, Grid, choose, image_size, make_mixer
 from s4nd.models._sampling import Downsample, make_stem
 
@@ -139,23 +139,16 @@ class S4NDConvNeXt(Backbone):
         )
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        'url': '',
-        'num_classes': 1000,
-        'input_size': (3, 224, 224),
-        'pool_size': (7, 7),
-        'min_input_size': (3, 32, 32),
-        'crop_pct': 0.875,
-        'interpolation': 'bicubic',
-        'mean': IMAGENET_DEFAULT_MEAN,
-        'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'stem.proj',
-        'classifier': 'head.fc',
-        'license': 'apache-2.0',
-        'paper_ids': 'arXiv:2210.06583',
-        **kwargs,
-    }
+def _cfg() -> dict[str, Any]:
+    return model_cfg(
+        num_classes=1000,
+        input_size=(3, 224, 224),
+        pool_size=(7, 7),
+        min_input_size=(3, 32, 32),
+        crop_pct=0.875,
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+    )
 
 
 default_cfgs = generate_default_cfgs(
@@ -168,40 +161,29 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, model_args: dict[str, Any], **kwargs: Any) -> S4NDConvNeXt:
-    return build_model_with_cfg(
-        S4NDConvNeXt,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True),
-        **dict(model_args, **kwargs),
-    )
-
-
 @register_model
-def s4nd_convnext_micro(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
+def s4nd_convnext_micro(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """10 M parameters."""
     model_args = dict(depths=(3, 3, 3, 3), dims=(64, 128, 256, 512))
-    return _create('s4nd_convnext_micro', pretrained, model_args, **kwargs)
+    return create(S4NDConvNeXt, 's4nd_convnext_micro', pretrained, model_args, kwargs)
 
 
 @register_model
-def s4nd_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
+def s4nd_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """30 M parameters."""
     model_args = dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768))
-    return _create('s4nd_convnext_tiny', pretrained, model_args, **kwargs)
+    return create(S4NDConvNeXt, 's4nd_convnext_tiny', pretrained, model_args, kwargs)
 
 
 @register_model
-def s4nd_convnext_small(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
+def s4nd_convnext_small(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """53 M parameters."""
     model_args = dict(depths=(3, 3, 27, 3), dims=(96, 192, 384, 768))
-    return _create('s4nd_convnext_small', pretrained, model_args, **kwargs)
+    return create(S4NDConvNeXt, 's4nd_convnext_small', pretrained, model_args, kwargs)
 
 
 @register_model
-def s4nd_convnext_base(pretrained: bool = False, **kwargs: Any) -> S4NDConvNeXt:
+def s4nd_convnext_base(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """92 M parameters."""
     model_args = dict(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024))
-    return _create('s4nd_convnext_base', pretrained, model_args, **kwargs)
+    return create(S4NDConvNeXt, 's4nd_convnext_base', pretrained, model_args, kwargs)

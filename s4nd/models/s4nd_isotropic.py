@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from timm.layers import ClassifierHead, DropPath, calculate_drop_path_rates, get_norm_layer
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn
+from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
 from s4nd.models._parts import ChannelOutput, Grid, choose, image_size, make_mixer
 from s4nd.models._sampling import PatchStem
 
@@ -116,22 +116,15 @@ class IsotropicS4ND(Backbone):
         )
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        'url': '',
-        'num_classes': 10,
-        'input_size': (3, 32, 32),
-        'pool_size': (32, 32),
-        'crop_pct': 1.0,
-        'interpolation': 'bicubic',
-        'mean': (0.4914, 0.4822, 0.4465),
-        'std': (0.2470, 0.2435, 0.2616),
-        'first_conv': 'stem.proj',
-        'classifier': 'head.fc',
-        'license': 'apache-2.0',
-        'paper_ids': 'arXiv:2210.06583',
-        **kwargs,
-    }
+def _cfg() -> dict[str, Any]:
+    return model_cfg(
+        num_classes=10,
+        input_size=(3, 32, 32),
+        pool_size=(32, 32),
+        crop_pct=1.0,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    )
 
 
 default_cfgs = generate_default_cfgs(
@@ -146,49 +139,46 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, model_args: dict[str, Any], **kwargs: Any) -> IsotropicS4ND:
-    return build_model_with_cfg(
-        IsotropicS4ND,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True),
-        **dict(model_args, **kwargs),
-    )
-
-
 @register_model
-def s4nd_isotropic_mini(pretrained: bool = False, **kwargs: Any) -> IsotropicS4ND:
+def s4nd_isotropic_mini(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """0.27 M parameters, 6 blocks of width 128."""
-    return _create('s4nd_isotropic_mini', pretrained, dict(dim=128, d_state=20), **kwargs)
+    return create(IsotropicS4ND, 's4nd_isotropic_mini', pretrained, dict(depths=(2, 2, 2), dim=128, d_state=20), kwargs)
 
 
 @register_model
-def s4nd_isotropic_tiny(pretrained: bool = False, **kwargs: Any) -> IsotropicS4ND:
+def s4nd_isotropic_tiny(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """1.0 M parameters, 6 blocks of width 256."""
-    return _create('s4nd_isotropic_tiny', pretrained, dict(dim=256, d_state=32), **kwargs)
+    return create(IsotropicS4ND, 's4nd_isotropic_tiny', pretrained, dict(depths=(2, 2, 2), dim=256, d_state=32), kwargs)
 
 
 @register_model
-def s4nd_isotropic_small(pretrained: bool = False, **kwargs: Any) -> IsotropicS4ND:
+def s4nd_isotropic_small(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """3.6 M parameters, 6 blocks of width 512."""
-    return _create('s4nd_isotropic_small', pretrained, dict(dim=512, d_state=32), **kwargs)
+    return create(
+        IsotropicS4ND, 's4nd_isotropic_small', pretrained, dict(depths=(2, 2, 2), dim=512, d_state=32), kwargs
+    )
 
 
 # The width of a baseline is what makes it as large as its twin.
 @register_model
-def conv2d_isotropic_mini(pretrained: bool = False, **kwargs: Any) -> IsotropicS4ND:
+def conv2d_isotropic_mini(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """The baseline of s4nd_isotropic_mini: depthwise 5x5."""
-    return _create('conv2d_isotropic_mini', pretrained, dict(mixer='conv2d', dim=140), **kwargs)
+    return create(
+        IsotropicS4ND, 'conv2d_isotropic_mini', pretrained, dict(mixer='conv2d', depths=(2, 2, 2), dim=140), kwargs
+    )
 
 
 @register_model
-def conv2d_isotropic_tiny(pretrained: bool = False, **kwargs: Any) -> IsotropicS4ND:
+def conv2d_isotropic_tiny(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """The baseline of s4nd_isotropic_tiny: depthwise 5x5."""
-    return _create('conv2d_isotropic_tiny', pretrained, dict(mixer='conv2d', dim=280), **kwargs)
+    return create(
+        IsotropicS4ND, 'conv2d_isotropic_tiny', pretrained, dict(mixer='conv2d', depths=(2, 2, 2), dim=280), kwargs
+    )
 
 
 @register_model
-def conv2d_isotropic_small(pretrained: bool = False, **kwargs: Any) -> IsotropicS4ND:
+def conv2d_isotropic_small(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """The baseline of s4nd_isotropic_small: depthwise 5x5."""
-    return _create('conv2d_isotropic_small', pretrained, dict(mixer='conv2d', dim=536), **kwargs)
+    return create(
+        IsotropicS4ND, 'conv2d_isotropic_small', pretrained, dict(mixer='conv2d', depths=(2, 2, 2), dim=536), kwargs
+    )

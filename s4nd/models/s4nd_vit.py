@@ -11,10 +11,10 @@ from typing import Any
 
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn
+from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
 from s4nd.models._parts import ChannelMlp, ChannelOutput, Grid, choose, image_size, make_mixer
 from s4nd.models._sampling import make_stem
 
@@ -135,23 +135,16 @@ class S4NDViT(Backbone):
         )
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        'url': '',
-        'num_classes': 1000,
-        'input_size': (3, 224, 224),
-        'pool_size': (14, 14),
-        'min_input_size': (3, 16, 16),
-        'crop_pct': 0.9,
-        'interpolation': 'bicubic',
-        'mean': IMAGENET_INCEPTION_MEAN,
-        'std': IMAGENET_INCEPTION_STD,
-        'first_conv': 'stem.proj',
-        'classifier': 'head.fc',
-        'license': 'apache-2.0',
-        'paper_ids': 'arXiv:2210.06583',
-        **kwargs,
-    }
+def _cfg() -> dict[str, Any]:
+    return model_cfg(
+        num_classes=1000,
+        input_size=(3, 224, 224),
+        pool_size=(14, 14),
+        min_input_size=(3, 16, 16),
+        crop_pct=0.9,
+        mean=IMAGENET_INCEPTION_MEAN,
+        std=IMAGENET_INCEPTION_STD,
+    )
 
 
 default_cfgs = generate_default_cfgs(
@@ -164,37 +157,35 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, model_args: dict[str, Any], **kwargs: Any) -> S4NDViT:
-    return build_model_with_cfg(
-        S4NDViT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True),
-        **dict(model_args, **kwargs),
-    )
-
-
 @register_model
-def s4nd_vit_tiny_patch16(pretrained: bool = False, **kwargs: Any) -> S4NDViT:
+def s4nd_vit_tiny_patch16(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """Width 192, 12 blocks."""
-    return _create('s4nd_vit_tiny_patch16', pretrained, dict(embed_dim=192), **kwargs)
+    return create(S4NDViT, 's4nd_vit_tiny_patch16', pretrained, dict(embed_dim=192, depths=(3, 3, 3, 3)), kwargs)
 
 
 @register_model
-def s4nd_vit_small_patch16(pretrained: bool = False, **kwargs: Any) -> S4NDViT:
+def s4nd_vit_small_patch16(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """Width 384, 12 blocks."""
-    return _create('s4nd_vit_small_patch16', pretrained, dict(embed_dim=384), **kwargs)
+    return create(S4NDViT, 's4nd_vit_small_patch16', pretrained, dict(embed_dim=384, depths=(3, 3, 3, 3)), kwargs)
 
 
 @register_model
-def s4nd_vit_base_patch16(pretrained: bool = False, **kwargs: Any) -> S4NDViT:
+def s4nd_vit_base_patch16(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """Width 768, 12 blocks."""
-    return _create('s4nd_vit_base_patch16', pretrained, dict(embed_dim=768), **kwargs)
+    return create(S4NDViT, 's4nd_vit_base_patch16', pretrained, dict(embed_dim=768, depths=(3, 3, 3, 3)), kwargs)
 
 
 @register_model
-def s4nd_vit_base_patch16_1d(pretrained: bool = False, **kwargs: Any) -> S4NDViT:
+def s4nd_vit_base_patch16_1d(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """The published ViT-B/16 with one-axis S4ND for attention: 88,786,408 parameters."""
-    model_args = dict(embed_dim=768, mixer='s4nd_1d', channels=2, kernel='s4', init='legs', dt_min=0.001, dt_max=0.1)
-    return _create('s4nd_vit_base_patch16_1d', pretrained, model_args, **kwargs)
+    model_args = dict(
+        embed_dim=768,
+        depths=(3, 3, 3, 3),
+        mixer='s4nd_1d',
+        channels=2,
+        kernel='s4',
+        init='legs',
+        dt_min=0.001,
+        dt_max=0.1,
+    )
+    return create(S4NDViT, 's4nd_vit_base_patch16_1d', pretrained, model_args, kwargs)

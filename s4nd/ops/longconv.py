@@ -1,7 +1,8 @@
 """The separable N-D convolution, applied axis by axis.
 
 Shape legend: B = batch, C = features, L1…Ld = size per axis (d = 1, 2, 3), R = tensor rank, K = lags of one axis.
-An axis kernel is a tensor of lag taps (R, C, K) and the index of lag 0 in it, its `centre`: entry k acts at lag k - centre.
+An axis kernel is a tensor of lag taps (R, C, K) and the index of lag 0 in it, its `centre`: entry k acts at lag
+k - centre.
 Zero padding, same size out, no wraparound: y[t] = Σ_r Σ_s Π_τ k_τ^r[t_τ - s_τ] x[s].
 """
 
@@ -16,8 +17,9 @@ def lag_taps(forward: Tensor, backward: Tensor, centred: bool) -> tuple[Tensor, 
 
     Args:
         forward, backward: (…, M). Centred: taps at half the step, M = 2K - 1. Otherwise at the full step, M = K.
-        centred: lag l is the integral over [l - ½, l + ½], which for a zero-order hold is h[2l - 1] + h[2l]; lag 0 takes
-            h[0] of each side. If not, as published (S4ND, arXiv 2210.06583, code): forward[t] at lag t, backward[t] at lag -t - 1.
+        centred: lag l is the integral over [l - ½, l + ½], which for a zero-order hold is h[2l - 1] + h[2l]; lag 0
+            takes h[0] of each side. If not, as in the published code of S4ND (arXiv 2210.06583): forward[t] acts at lag
+            t, backward[t] at lag -t - 1.
 
     Returns:
         (…, 2K - 1) with lag 0 at K - 1, or (…, 2K) with lag 0 at K.
@@ -46,7 +48,7 @@ def separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: st
     axes = x.dim() - 2
     if len(taps) != axes or len(centres) != axes or axes < 1:
         raise ValueError(
-            f'expected one tensor of taps and one centre for each of {axes} axes of x, got {len(taps)} and {len(centres)}'
+            f'expected one tensor of taps and one centre for each of {axes} axes, got {len(taps)} and {len(centres)}'
         )
     if method != 'auto' and method != 'toeplitz' and method != 'fft':
         raise ValueError(f"unknown method '{method}': expected 'auto', 'toeplitz' or 'fft'")
@@ -54,7 +56,8 @@ def separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: st
         k = taps[axis]
         if k.dim() != 3 or k.shape[0] != taps[0].shape[0] or k.shape[1] != x.shape[1]:
             raise ValueError(
-                f'taps of axis {axis} must be (rank, {x.shape[1]}, lags) as x has shape {list(x.shape)}, got {list(k.shape)}'
+                f'taps of axis {axis} must be (rank, {x.shape[1]}, lags) as x has shape {list(x.shape)}, '
+                f'got {list(k.shape)}'
             )
         if x.shape[axis + 2] < 1:
             raise ValueError(f'x has an empty axis: shape {list(x.shape)}')

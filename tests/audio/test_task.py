@@ -65,7 +65,7 @@ def test_uniform_guess_costs_all_bits() -> None:
     job = task()
     assert job.loss(Uniform(64), next(iter(job.train_batches(0)))).item() == pytest.approx(6 * math.log(2), rel=1e-6)
     metrics = job.evaluate(Uniform(64), 'cpu')
-    assert metrics == {'nll': pytest.approx(6, rel=1e-6), 'test_nll': pytest.approx(6, rel=1e-6)}
+    assert metrics == {'val_nll': pytest.approx(6, rel=1e-6), 'test_nll': pytest.approx(6, rel=1e-6)}
     assert job.monitor in metrics and not job.maximise
 
 

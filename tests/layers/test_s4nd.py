@@ -103,7 +103,7 @@ def test_equals_the_direct_sum(size: tuple[int, ...], tensor_rank: int, bidirect
 
 
 def test_centred_taps_are_cell_integrals() -> None:
-    """Lag l of a zero-order hold is the kernel's integral over [l - ½, l + ½]; lag 0 takes half a cell from each side."""
+    """Lag l of a zero-order hold is the integral over [l - ½, l + ½]; lag 0 takes half a cell from each side."""
     layer = S4ND(3, (6,), d_state=8, n_ssm=3, dtype=DOUBLE)
     kernel = layer.kernels[0]
     A = torch.complex(-kernel.log_A_real.exp(), -kernel.A_imag)
