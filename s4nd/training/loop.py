@@ -203,11 +203,9 @@ class _Training:
         return value
 
     def _check_parameters(self) -> None:
-        bad = _bad_name(self.raw.state_dict())
+        bad = _bad_state(self.raw)
         if bad is not None:
-            raise NonFiniteError(
-                f'after update {self.updates} (epoch {self.epoch + 1}) the parameter {bad} is not finite. {_ADVICE}'
-            )
+            raise NonFiniteError(f'after update {self.updates} (epoch {self.epoch + 1}) {bad} is not finite. {_ADVICE}')
 
     @property
     def weights(self) -> nn.Module:
@@ -306,11 +304,17 @@ def _bad_name(tensors: dict[str, Tensor]) -> str | None:
     return None
 
 
+def _bad_state(model: nn.Module) -> str | None:
+    bad = _bad_name(dict(model.named_parameters()))
+    # A buffer may hold an infinity on purpose (no band limit), never a NaN.
+    return bad or next((name for name, buffer in model.named_buffers() if torch.isnan(buffer).any()), None)
+
+
 def _first_bad_tensor(model: nn.Module, task: Task, batch: Any) -> str:
     """Name the batch entry, the parameter or the module output in which the first infinity or NaN stands."""
     entries = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else [batch]
     tensors = {f'batch entry {index}': entry for index, entry in enumerate(entries) if isinstance(entry, Tensor)}
-    bad = _bad_name(tensors) or _bad_name(dict(model.named_parameters())) or _bad_name(dict(model.named_buffers()))
+    bad = _bad_name(tensors) or _bad_state(model)
     if bad is not None:
         return bad
     found: list[str] = []

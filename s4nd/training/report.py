@@ -54,13 +54,12 @@ def sizes_of(report: dict[str, Any]) -> list[int]:
 
 
 def table(reports: Sequence[dict[str, Any]]) -> str:
-    """One line a run, one column a size (or one for a metric without sizes); `*` marks the training size."""
-    columns: dict[str, str] = {}
+    """One line a run, one column a size (or a metric, where none has sizes); `*` marks the training size."""
+    columns: dict[str, None] = {}
     for report in reports:
-        metric = report['metric']
-        keys = [f'{metric}@{size}' for size in sizes_of(report)] or ([metric] if metric in report['results'] else [])
-        columns.update({key: key for key in keys})
-    keys = sorted(columns, key=lambda key: (key.split('@')[0], int(key.partition('@')[2] or 0)))
+        sized = [f'{report["metric"]}@{size}' for size in sizes_of(report)]
+        columns.update(dict.fromkeys(sized or [key for key in report['results'] if '@' not in key]))
+    keys = sorted(columns, key=lambda key: int(key.partition('@')[2] or 0))
     rows = [['run', 'parameters', 'trained at', *keys]]
     for report in reports:
         size = report.get('size')
@@ -94,6 +93,8 @@ def draw(path: str | Path, reports: Sequence[dict[str, Any]]) -> None:
     axes.set_xlabel('evaluated at (pixels a side; ring: trained there)')
     metric = reports[0]['metric']
     axes.set_ylabel('accuracy (%)' if metric == 'accuracy' else metric.replace('_', ' '))
+    if metric == 'accuracy':
+        axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     axes.legend()
     write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))

@@ -155,6 +155,15 @@ def test_a_spoilt_parameter_and_a_spoilt_output_are_named(tmp_path: Path) -> Non
     assert not (tmp_path / 'last.safetensors').exists()
 
 
+def test_a_buffer_may_be_infinite_but_not_nan(tmp_path: Path) -> None:
+    model = Net()
+    model.register_buffer('limit', torch.tensor(float('inf')))
+    fit(model, Line(), settings(), tmp_path)
+    model.limit.fill_(float('nan'))
+    with pytest.raises(NonFiniteError, match='limit is not finite'):
+        fit(model, Line(), settings(), tmp_path)
+
+
 def test_parameters_gone_bad_in_the_last_update_are_not_saved(tmp_path: Path) -> None:
     class Late(Line):
         def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -163,7 +172,7 @@ def test_parameters_gone_bad_in_the_last_update_are_not_saved(tmp_path: Path) ->
             return loss
 
     config = settings(max_steps=1)
-    with pytest.raises(NonFiniteError, match=r'after update 1 .* the parameter 0\.weight is not finite'):
+    with pytest.raises(NonFiniteError, match=r'after update 1 .* 0\.weight is not finite'):
         fit(Net(), Late(), config, tmp_path)
     assert not (tmp_path / 'resume.pt').exists()
 

@@ -30,9 +30,9 @@ def test_the_table_has_a_line_a_run_and_a_column_a_size() -> None:
     assert lines[3].split() == ['theirs', '123,456', '16', '50.00', '92.00*', '9.500', '-']
 
 
-def test_a_metric_without_sizes_has_one_column() -> None:
+def test_metrics_without_sizes_have_a_column_each() -> None:
     lines = table([SOUND]).splitlines()
-    assert lines[0].split()[-1] == 'nll' and lines[2].split() == ['sound', '5', '-', '1.250']
+    assert lines[0].split()[-2:] == ['nll', 'test_nll'] and lines[2].split() == ['sound', '5', '-', '1.250', '1.300']
 
 
 def test_files_are_written_and_read_back(tmp_path: Path) -> None:
