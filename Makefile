@@ -20,6 +20,15 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Images: S4ND and a convolution of equal size, side by side with one thread each. Audio follows.
+demo: setup
+	@mkdir -p $(OUT)
+	$(BIN)/python train.py configs/demo/shapes_conv2d.yaml out=$(OUT)/conv2d overwrite=true >$(OUT)/conv2d.log 2>&1 & other=$$!; \
+	$(BIN)/python train.py configs/demo/shapes_s4nd.yaml out=$(OUT)/s4nd overwrite=true || { kill $$other; exit 1; }; \
+	wait $$other || { cat $(OUT)/conv2d.log; exit 1; }
+	$(BIN)/python -m s4nd.training.report $(OUT)/s4nd $(OUT)/conv2d table=$(OUT)/resolution.txt picture=$(OUT)/resolution.png
+@@AUDIO@@
+
 test: setup
 	$(BIN)/python -m pytest
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import torch
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
@@ -71,7 +72,8 @@ def run(options: Options) -> tuple[Path, Path, float]:
         raise ValueError(f'out: cannot write {out.suffix!r}, expected one of {", ".join(SUFFIXES)}')
     source = load_generator(options.checkpoint, options.device)
     length = max(1, round(options.seconds * source.sample_rate))
-    with tqdm(total=length, unit='samples', desc=f'{options.seconds:g} s at {source.sample_rate} Hz') as bar:
+    label, interval = f'{options.seconds:g} s at {source.sample_rate} Hz', 0.5 if sys.stderr.isatty() else 10
+    with tqdm(total=length, unit='samples', desc=label, mininterval=interval) as bar:
         codes = sample_codes(
             source.model,
             length,
@@ -89,4 +91,6 @@ def run(options: Options) -> tuple[Path, Path, float]:
 
 
 if __name__ == '__main__':
+    # One step is a few hundred tiny operations: handing each to several threads costs more than it saves.
+    torch.set_num_threads(1)
     sys.exit(main())

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from s4nd import hippo
 from s4nd.kernels.base import SSMKernel, block_split, check_length_and_step, expand_ssm, wide
 
+# Up to this length, on a CPU, taps are computed by running the O(N) recurrence: squaring N × N matrices costs more.
+_STEPWISE_UP_TO = 128
+
 # 'hippo' is the S4 v2 mixture: rows of A alternate between the two measures.
 INITS = {'legs': ('legs',), 'legt': ('legt',), 'lagt': ('lagt',), 'fout': ('fout',), 'hippo': ('legs', 'fout')}
 
@@ -93,6 +96,11 @@ class S4Kernel(SSMKernel):
     def forward(self, length: int, step: float = 1.0) -> Tensor:
         """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
         check_length_and_step(length, step)
+        dtype = torch.promote_types(self.C.dtype, torch.float32)
+        # Compilers would unroll the recurrence; TorchScript needs the outer condition to stand alone.
+        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():  # noqa: SIM102
+            if length <= _STEPWISE_UP_TO and self.C.device.type == 'cpu':
+                return self._impulse_response(length, step).to(dtype)
         A, right = self._discretize(step)  # (H, N, N), (H, N, 1)
         left = self._readout().transpose(0, 1)  # (H, c, N), below (H, rows·c, N)
         rows, columns = block_split(length)
@@ -107,7 +115,7 @@ class S4Kernel(SSMKernel):
         taps = torch.bmm(left[:, : rows * self.channels], right)
         taps = taps.reshape(self.d_model, rows, self.channels, columns).permute(2, 0, 1, 3)
         taps = taps.reshape(self.channels, self.d_model, rows * columns)[..., :length]
-        return taps.to(torch.promote_types(self.C.dtype, torch.float32))
+        return taps.to(dtype)
 
     def init_state(self, batch: int) -> dict[str, Tensor]:
         """{'x': (B, H, N)}: the real parts of the n modes, then the imaginary parts."""
@@ -132,6 +140,18 @@ class S4Kernel(SSMKernel):
         low_rank = (G * (z[..., None] * Q).sum(-2, keepdim=True)).sum(-1)
         x = diagonal - low_rank - x
         return (C * x[:, None]).sum(-1), x
+
+    def _impulse_response(self, length: int, step: float) -> Tensor:
+        """The taps as what the recurrence answers to 1, 0, 0, …"""
+        system = [*self._resolvent(step), self._readout()]
+        u = torch.ones(1, self.d_model, device=self.C.device, dtype=system[0].dtype)
+        x = torch.zeros(1, self.d_model, self.d_state, device=u.device, dtype=u.dtype)
+        taps = []
+        for _ in range(length):
+            y, x = self.advance(u, x, system)
+            taps.append(y[0])
+            u = torch.zeros_like(u)
+        return torch.stack(taps, -1)
 
     def _resolvent(self, step: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """R = (I - dt A/2)⁻¹ = F - G Qᵀ (Woodbury), F in 2 × 2 blocks: f_re, f_im (H, n); G, Q (H, N, r); dt B."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from s4nd.kernels import Kernel, S4DKernel, S4Kernel
+from s4nd.kernels import Kernel, S4DKernel, S4Kernel, dplr
 from tests.golden_cases import load, tensor, transformed
 
 DIAGONAL = {name: case for name, case in load('kernels_diag').items() if case['meta']['disc'] != 'dss'}
@@ -72,8 +72,10 @@ def test_diagonal_taps(name: str) -> None:
     check_taps(diagonal_kernel(DIAGONAL[name], torch.float32), DIAGONAL[name], FLOAT32_DIAGONAL)
 
 
+@pytest.mark.parametrize('stepwise_up_to', [0, 1000])
 @pytest.mark.parametrize('name', DPLR)
-def test_dplr_taps(name: str) -> None:
+def test_dplr_taps(name: str, stepwise_up_to: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dplr, '_STEPWISE_UP_TO', stepwise_up_to)
     fout = 'fout' in name or DPLR[name]['meta']['init'] in ('fout', 'fourier', 'hippo')
     check_taps(dplr_kernel(DPLR[name], torch.float64), DPLR[name], FLOAT64_FOUT if fout else FLOAT64)
     check_taps(dplr_kernel(DPLR[name], torch.float32), DPLR[name], FLOAT32_FOUT if fout else FLOAT32_DPLR)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s4nd.kernels import KERNELS, Kernel, S4DKernel, S4Kernel, make_kernel
+from s4nd.kernels import KERNELS, Kernel, S4DKernel, S4Kernel, dplr, make_kernel
 from tests import oracles
 
 STEPS = [1 / 3, 0.5, 1.0, 1.5, 2.0]
@@ -24,6 +24,12 @@ EVERY = [
     ('s4', {'init': 'legs', 'options': {'rank': 3}}),
 ]
 IDS = [f'{name}-{"-".join(map(str, options.values()))}' for name, options in EVERY]
+
+
+@pytest.fixture(params=['stepwise', 'squaring'])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which the DPLR kernel computes its taps."""
+    monkeypatch.setattr(dplr, '_STEPWISE_UP_TO', {'stepwise': 1000, 'squaring': 0}[request.param])
 
 
 def build(name: str, options: dict, **more: object) -> Kernel:
@@ -57,6 +63,7 @@ def oracle(kernel: Kernel, length: int, step: float) -> Tensor:
 
 @pytest.mark.parametrize(('name', 'options'), EVERY, ids=IDS)
 @pytest.mark.parametrize('length', [1, 2, 7, 33])
+@pytest.mark.usefixtures('route')
 def test_taps_are_exact_at_every_step(name: str, options: dict, length: int) -> None:
     kernel = build(name, options)
     for step in STEPS:
@@ -64,6 +71,7 @@ def test_taps_are_exact_at_every_step(name: str, options: dict, length: int) -> 
 
 
 @pytest.mark.parametrize(('name', 'options'), EVERY, ids=IDS)
+@pytest.mark.usefixtures('route')
 def test_gradients(name: str, options: dict) -> None:
     kernel = build(name, options)
     weight = torch.randn(2, 6, 13, dtype=torch.float64)
