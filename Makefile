@@ -27,10 +27,16 @@ demo: setup
 	$(BIN)/python train.py configs/demo/shapes_s4nd.yaml out=$(OUT)/s4nd overwrite=true || { kill $$other; exit 1; }; \
 	wait $$other || { cat $(OUT)/conv2d.log; exit 1; }
 	$(BIN)/python -m s4nd.training.report $(OUT)/s4nd $(OUT)/conv2d table=$(OUT)/resolution.txt picture=$(OUT)/resolution.png
-@@AUDIO@@
+	$(BIN)/python train.py configs/demo/sashimi.yaml out=$(OUT)/sashimi overwrite=true
+	$(BIN)/python -m audio.generate checkpoint=$(OUT)/sashimi seconds=2 temperature=0.9 out=$(OUT)/plucked.wav
+	@echo
+	@cat $(OUT)/resolution.txt
+	@echo
+	@echo "accuracy against resolution: $(OUT)/resolution.png"
+	@echo "generated sound:             $(OUT)/plucked.wav, its spectrogram $(OUT)/plucked.png"
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .
