@@ -70,6 +70,10 @@ def run(options: Options) -> tuple[Path, Path, float]:
     out = Path(options.out or folder / f'sample-{options.seed}.wav')
     if out.suffix.lower() not in SUFFIXES:
         raise ValueError(f'out: cannot write {out.suffix!r}, expected one of {", ".join(SUFFIXES)}')
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'device: {options.device!r} cannot be used: {str(error).splitlines()[0]}') from error
     source = load_generator(options.checkpoint, options.device)
     length = max(1, round(options.seconds * source.sample_rate))
     label, interval = f'{options.seconds:g} s at {source.sample_rate} Hz', 0.5 if sys.stderr.isatty() else 10

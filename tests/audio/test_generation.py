@@ -111,6 +111,7 @@ def test_command(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (['seconds=soon'], 'seconds'),
         ([], 'seconds must be given'),
         (['seconds=1', 'out=a.xyz'], "cannot write '.xyz'"),
+        (['seconds=1', 'device=abacus'], "device: 'abacus' cannot be used"),
     ],
 )
 def test_bad_options(run_folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

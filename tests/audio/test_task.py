@@ -1,5 +1,6 @@
 """The autoregressive task: what the model sees, what it is scored by, and how it is built."""
 
+import functools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,11 +11,15 @@ from torch import Tensor, nn
 
 import audio
 from audio.datasets import PluckedClips
+from audio.generation import load_generator
 from audio.io import write_audio
 from audio.quantization import Quantizer
-from audio.task import AutoregressiveTask, shift_right
+from audio.task import AutoregressiveTask, build_model, shift_right
+from s4nd import hippo
 from s4nd.training.config import load_config
-from s4nd.training.loop import Task
+from s4nd.training.loop import Task, fit
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
 
 CONFIG = """
 task: audio
@@ -118,3 +123,27 @@ def test_build_on_a_folder(tmp_path: Path) -> None:
 def test_bad_configurations(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         audio.build(config(tmp_path, *overrides))
+
+
+def test_training_leaves_what_generation_needs(tmp_path: Path) -> None:
+    run = config(tmp_path, 'epochs=1', 'max_steps=2', 'device=cpu', f'out={tmp_path / "out"}')
+    model, job = audio.build(run)
+    summary = fit(model, job, run, tmp_path / 'out')
+    assert {'val_nll', 'test_nll'} <= summary['history'][-1].keys()
+    source = load_generator(tmp_path / 'out')
+    assert (source.quantizer, source.sample_rate) == (Quantizer('mu-law', 4), 1000)
+    tokens = torch.randint(16, (1, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(source.model(tokens), model(tokens))
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.rglob('*sashimi*.yaml')), ids=lambda path: path.stem)
+def test_shipped_configurations_build(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hippo, 'nplr', functools.lru_cache(hippo.nplr))
+    run = load_config(path)
+    Quantizer(run.data.quantizer, run.data.bits, run.data.convention)
+    with torch.device('meta'):
+        model = build_model(run.model.name, run.model.args, run.data.bits)
+    assert model.head.weight.shape[0] == 2**run.data.bits
+    # Every launch line of the header is one that the file answers to.
+    assert f'python train.py configs/{path.relative_to(CONFIGS)}' in path.read_text()
