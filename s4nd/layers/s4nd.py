@@ -37,6 +37,9 @@ class S4ND(nn.Module):
         out_channels: O, mixes all features: a kernel for every pair (o, h), summed over h. Then there is no D.
         centred: lag l of a two-sided kernel integrates over [l - ½, l + ½], which makes the layer independent of the
             resolution. False is the published layout, whose backward kernel begins at lag -1.
+        window: least width, in samples of the training grid, over which a centred lag averages the kernel (one value,
+            or one for each axis). 0: the cell of the grid at hand, exactly. 1: never less than a cell of the training
+            grid, so that a finer grid sees no more of the kernel than training did.
         skip: whether D exists.
         method: 'auto', 'toeplitz' or 'fft' (ops.separable_conv).
         kernel_options: further keywords of the kernel's class.
@@ -48,10 +51,11 @@ class S4ND(nn.Module):
             number of features, or with an empty axis.
     """
 
-    __jit_unused_properties__ = ['grid']
+    __jit_unused_properties__ = ['grid', 'window']
     bidirectional: list[bool]
     _grid: list[int]
     _l_max: list[float]
+    _window: list[float]
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class S4ND(nn.Module):
         out_channels: int | None = None,
         l_max: float | tuple[float | None, ...] | None = None,
         centred: bool = True,
+        window: float | tuple[float, ...] = 0.0,
         skip: bool = True,
         method: str = 'auto',
         kernel_options: dict | None = None,
@@ -97,6 +102,9 @@ class S4ND(nn.Module):
         self._l_max = [math.inf if v is None else float(v) for v in _per_axis(l_max, self.spatial_dims, 'l_max')]
         if min(self._l_max) < 1:
             raise ValueError(f'l_max must be at least 1, got {l_max}')
+        self._window = [float(v) for v in _per_axis(window, self.spatial_dims, 'window')]
+        if min(self._window) < 0 or (max(self._window) > 0 and not centred):
+            raise ValueError(f'window must not be negative, and 0 unless the taps are centred, got {window}')
         options = [
             _per_axis(value, self.spatial_dims, name)
             for name, value in (('init', init), ('dt_min', dt_min), ('dt_max', dt_max), ('bandlimit', bandlimit))
@@ -136,8 +144,13 @@ class S4ND(nn.Module):
         """Sizes on which the layer was trained; None: it knows none."""
         return tuple(self._grid) or None
 
+    @property
+    def window(self) -> tuple[float, ...]:
+        """Least width of the lag window, in samples of the training grid."""
+        return tuple(self._window)
+
     def set_grid(self, grid: tuple[int, ...]) -> None:
-        """Re-anchor to another training grid without changing the function: dt, bandlimit and l_max change instead.
+        """Re-anchor to another training grid without changing the function: dt, bandlimit, l_max and window change.
 
         Raises:
             ValueError: if the layer has no grid, or the number of axes differs.
@@ -152,6 +165,7 @@ class S4ND(nn.Module):
             if grid[axis] != self._grid[axis]:
                 kernel.rescale_time(self._grid[axis] / grid[axis])
                 self._l_max[axis] *= grid[axis] / self._grid[axis]
+                self._window[axis] *= grid[axis] / self._grid[axis]
         self._grid = list(grid)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,8 +196,9 @@ class S4ND(nn.Module):
             if self._l_max[axis] / step < lags:
                 lags = max(1, int(round(self._l_max[axis] / step)))  # noqa: RUF046 (TorchScript's round gives a float)
             bidirectional = self.bidirectional[axis]
+            window = max(1.0, self._window[axis] / step)  # in samples of the grid at hand
             if bidirectional and self.centred:
-                k = kernel(2 * lags - 1, step / 2)
+                k = kernel(2 * lags - 2 + math.ceil(window), step / 2)
             else:
                 k = kernel(lags, step)
             # (sides·R·M, H, K) -> (sides, R, M·H, K): forward kernels first, then backward ones.
@@ -192,7 +207,7 @@ class S4ND(nn.Module):
                 k = k / self.tensor_rank
             centre = 0
             if bidirectional:
-                two_sided, centre = lag_taps(k[0], k[1], self.centred)
+                two_sided, centre = lag_taps(k[0], k[1], self.centred, window)
             else:
                 two_sided = k[0]
             taps.append(two_sided)
@@ -204,9 +219,8 @@ class S4ND(nn.Module):
         if self.training or torch.compiler.is_compiling():
             return self.axis_taps(size)
         tensors = [*self.kernels.parameters(), *self.kernels.buffers()]
-        return self._memo.get(
-            (tuple(size), tuple(self._grid), tuple(self._l_max)), tensors, lambda: self._checked_taps(size)
-        )
+        key = (tuple(size), self.grid, tuple(self._l_max), self.window)
+        return self._memo.get(key, tensors, lambda: self._checked_taps(size))
 
     @torch.jit.unused
     def _checked_taps(self, size: list[int]) -> tuple[list[Tensor], list[int]]:

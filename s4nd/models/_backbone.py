@@ -111,8 +111,8 @@ class Backbone(nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Re-anchor trained weights to another training size, in pixels, without changing what the model computes.
 
-        Not needed for running at another size. Afterwards `bandlimit` and the step speak of the new grid, as they
-        should when training goes on at this size. A stem that resamples its input to the training size
+        Not needed for running at another size. Afterwards `bandlimit`, `window` and the step speak of the new
+        grid, as they should when training goes on at this size. A stem that resamples its input to the training size
         (`stem='resample'`) keeps the token grid at every size, so there is nothing to anchor and the call is a no-op.
 
         Raises:
@@ -129,6 +129,9 @@ class Backbone(nn.Module):
         self.img_size = size
         # What a model built at this size needs to be the same one, besides its weights.
         extra = {'stem_extent': self.stem.extent} if isinstance(self.stem, S4NDStem) else {}
+        layer = next((m for m in self.modules() if isinstance(m, S4ND) and m.spatial_dims == 2), None)
+        if layer is not None:
+            extra['window'] = layer.window
         update_model_input_size(self, size, **extra)
 
     @torch.jit.ignore

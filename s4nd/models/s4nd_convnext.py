@@ -67,7 +67,7 @@ class S4NDConvNeXt(Backbone):
             extent: every input size gives the token grid of the training size).
         stem_extent: length of the kernels of the 's4nd' stem to each side, in pixels of the training size.
         downsample: 'conv' (2x2) or 's4nd' (S4ND, then pooling) between stages.
-        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit: of every `S4ND`.
+        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit, window: of every `S4ND`.
         ls_init_value: initial layer scale, None for none.
 
     Raises:
@@ -95,6 +95,7 @@ class S4NDConvNeXt(Backbone):
         dt_min: float = 0.1,
         dt_max: float = 1.0,
         bandlimit: float | None = None,
+        window: float | tuple[float, float] = 1.0,
         ls_init_value: float | None = 1e-6,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -109,8 +110,9 @@ class S4NDConvNeXt(Backbone):
             raise ValueError(f'depths and dims must have 4 values each, got {tuple(depths)} and {tuple(dims)}')
         size = image_size(img_size)
         ssm = dict(
-            kernel=kernel, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit
-        )
+            kernel=kernel, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit,
+            window=window,
+        )  # fmt: skip
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         min_size = output_stride if downsample == 'conv' else 4
         stem_module = make_stem(stem, in_chans, dims[0], 4, min_size, size, ssm, True, stem_extent, **dd)

@@ -62,7 +62,7 @@ class IsotropicS4ND(Backbone):
         dim: width. depths: blocks between feature levels.
         mixer: 's4nd', or 'conv2d' for the depthwise baseline.
         kernel_size: side of that convolution.
-        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit: of `S4ND`; 'conv2d' does not use them.
+        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit, window: of `S4ND`; 'conv2d' does not use them.
         norm_layer: 'layernorm2d' or 'batchnorm2d', in the blocks and at the end.
 
     Raises:
@@ -86,6 +86,7 @@ class IsotropicS4ND(Backbone):
         dt_min: float = 0.1,
         dt_max: float = 1.0,
         bandlimit: float | None = None,
+        window: float | tuple[float, float] = 1.0,
         norm_layer: str = 'layernorm2d',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -97,8 +98,9 @@ class IsotropicS4ND(Backbone):
         choose('norm_layer', norm_layer, ('layernorm2d', 'batchnorm2d'))
         size = image_size(img_size)
         ssm = dict(
-            kernel=kernel, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit
-        )
+            kernel=kernel, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit,
+            window=window,
+        )  # fmt: skip
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         super().__init__(
             stem=PatchStem(in_chans, dim, patch=1, min_size=1, norm=False, **dd),

@@ -74,7 +74,7 @@ class S4NDViT(Backbone):
         stem_extent: length of the kernels of the 's4nd' stem to each side, in pixels of the training size.
         gated: GLU after the linear map that follows the mixer.
         channels: kernels a feature.
-        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit: of every `S4ND`.
+        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit, window: of every `S4ND`.
 
     Raises:
         ValueError: unknown mixer, stem, kernel or init; images smaller than a patch.
@@ -102,6 +102,7 @@ class S4NDViT(Backbone):
         dt_min: float = 0.1,
         dt_max: float = 1.0,
         bandlimit: float | None = None,
+        window: float | tuple[float, float] = 1.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: Any = None,
@@ -111,10 +112,11 @@ class S4NDViT(Backbone):
         choose('mixer', mixer, ('s4nd', 's4nd_1d'))
         size = image_size(img_size)
         ssm = dict(
-            kernel=kernel, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit
-        )
+            kernel=kernel, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit,
+            window=window,
+        )  # fmt: skip
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        mixer_ssm = dict(ssm, channels=channels)
+        mixer_ssm = dict(ssm, channels=channels, window=window if mixer == 's4nd' else 0.0)
         stem_module = make_stem(
             stem, in_chans, embed_dim, patch_size, patch_size, size, ssm, norm=False, extent=stem_extent, **dd
         )

@@ -6,28 +6,38 @@ k - centre.
 Zero padding, same size out, no wraparound: y[t] = Σ_r Σ_s Π_τ k_τ^r[t_τ - s_τ] x[s].
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 METHODS = ('auto', 'toeplitz', 'fft')
 
 
-def lag_taps(forward: Tensor, backward: Tensor, centred: bool) -> tuple[Tensor, int]:
+def lag_taps(forward: Tensor, backward: Tensor, centred: bool, window: float = 1.0) -> tuple[Tensor, int]:
     """Two one-sided kernels -> two-sided lag taps and the index of lag 0.
 
     Args:
-        forward, backward: (…, M). Centred: taps at half the step, M = 2K - 1. Otherwise at the full step, M = K.
-        centred: lag l is the integral over [l - ½, l + ½], which for a zero-order hold is h[2l - 1] + h[2l]; lag 0
-            takes h[0] of each side. If not, as in the published code of S4ND (arXiv 2210.06583): forward[t] acts at lag
-            t, backward[t] at lag -t - 1.
+        forward, backward: (…, M). Centred: taps at half the step, M = 2K - 2 + ⌈window⌉ for lags up to K - 1. Otherwise
+            at the full step, M = K.
+        centred: lag l is the mean of the kernel over [l - window/2, l + window/2]; backward taps stand before 0. With a
+            window of one sample, lag l is h[2l - 1] + h[2l], and lag 0 takes h[0] of each side. If not, as in the
+            published code of S4ND (arXiv 2210.06583): forward[t] acts at lag t, backward[t] at lag -t - 1.
+        window: in samples, at least 1.
 
     Returns:
         (…, 2K - 1) with lag 0 at K - 1, or (…, 2K) with lag 0 at K.
     """
+    both = torch.cat([backward.flip(-1), forward], -1)  # half samples; the one that begins at lag 0 stands at M
     if not centred:
-        return torch.cat([backward.flip(-1), forward], -1), backward.shape[-1]
-    ahead, behind = _cells(forward), _cells(backward)
-    return torch.cat([behind.flip(-1), forward[..., :1] + backward[..., :1], ahead], -1), ahead.shape[-1]
+        return both, backward.shape[-1]
+    reach = math.ceil(window)  # half samples to each side that the window covers, the last one perhaps in part
+    span = 2 * (forward.shape[-1] - reach) + 1  # K lags to each side are `span` half samples apart
+    taps = both[..., reach - 1 : reach - 1 + span : 2] + both[..., reach : reach + span : 2]
+    for j in range(1, reach):
+        part = min(1.0, window - j)
+        taps = taps + part * (both[..., reach - 1 - j :][..., :span:2] + both[..., reach + j :][..., :span:2])
+    return taps / window if window > 1.0 else taps, (span - 1) // 4
 
 
 def separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: str = 'auto') -> Tensor:
@@ -138,8 +148,3 @@ def fft_size(minimum: int) -> int:
             size *= 2
         best = min(best, size)
     return best
-
-
-def _cells(taps: Tensor) -> Tensor:
-    """h[2l - 1] + h[2l] for l = 1 … K - 1, from taps (…, 2K - 1)."""
-    return taps[..., 1::2] + taps[..., 2::2]

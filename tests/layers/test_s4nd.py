@@ -122,6 +122,25 @@ def test_centred_taps_are_cell_integrals() -> None:
                 torch.testing.assert_close(taps[0, :, centre - lag], behind, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize('size', [6, 12, 18, 24, 3])
+def test_windowed_taps_average_over_a_training_cell(size: int) -> None:
+    """At step s ≤ 1, lag l is s times the integral over [ls - ½, ls + ½]; a coarser grid takes its own cell."""
+    layer = S4ND(3, (6,), d_state=8, n_ssm=3, window=1.0, dtype=DOUBLE)
+    kernel = layer.kernels[0]
+    A = torch.complex(-kernel.log_A_real.exp(), -kernel.A_imag)
+    B, C = torch.view_as_complex(kernel.B.detach()), torch.view_as_complex(kernel.C.detach())
+    dt, step = kernel.log_dt.exp(), 6 / size
+    width = max(1.0, step)
+    (taps,), (centre,) = layer.axis_taps([size])
+    assert taps.shape[-1] == 2 * size - 1
+    for lag in range(1 - size, size):
+        low, high = lag * step - width / 2, lag * step + width / 2
+        ahead = oracles.cell_integral(A, B, C, max(0.0, low) * dt, max(0.0, high) * dt)[0]
+        behind = oracles.cell_integral(A, B, C, max(0.0, -high) * dt, max(0.0, -low) * dt)[1]
+        true = (ahead + behind) * step / width
+        torch.testing.assert_close(taps[0, :, centre + lag], true, atol=1e-12, rtol=0)
+
+
 def smooth_signal(seed: int, size: int, cycles: float) -> torch.Tensor:
     """64 sums of 6 cosines of up to `cycles` across the axis, sampled at the middles of `size` cells: (1, 64, size)."""
     generator = torch.Generator().manual_seed(seed)
@@ -163,7 +182,7 @@ def test_step_is_per_axis() -> None:
 
 def test_reanchoring_keeps_the_function() -> None:
     torch.manual_seed(0)
-    layer = S4ND(4, (8, 8), d_state=16, bandlimit=0.5, l_max=6, dtype=DOUBLE).eval()
+    layer = S4ND(4, (8, 8), d_state=16, bandlimit=0.5, l_max=6, window=1.0, dtype=DOUBLE).eval()
     x, big = torch.randn(1, 4, 8, 8, dtype=DOUBLE), torch.randn(1, 4, 16, 12, dtype=DOUBLE)
     before = layer(x), layer(big)
     layer.set_grid((16, 24))
@@ -171,9 +190,9 @@ def test_reanchoring_keeps_the_function() -> None:
     torch.testing.assert_close(layer(x), before[0], atol=1e-12, rtol=0)
     torch.testing.assert_close(layer(big), before[1], atol=1e-12, rtol=0)
     # The state dict carries the function: a layer built on the new grid gives the same.
-    fresh = S4ND(4, (16, 24), d_state=16, bandlimit=0.5, l_max=(12, 18), dtype=DOUBLE)
+    fresh = S4ND(4, (16, 24), d_state=16, bandlimit=0.5, l_max=(12, 18), window=layer.window, dtype=DOUBLE)
     fresh.load_state_dict(layer.state_dict())
-    torch.testing.assert_close(fresh(x), before[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(fresh(big), before[1], atol=1e-12, rtol=0)
 
 
 def test_coarser_than_the_bandlimit_warns() -> None:
@@ -334,6 +353,8 @@ def test_memo_ignores_inference_tensors() -> None:
     (lambda: S4ND(4, (8, 8), init=('lin', 'inv', 'lin')), 'init must be one value or one for each of 2 axes'),
     (lambda: S4ND(4, (8,), tensor_rank=0), 'tensor_rank.*0'),
     (lambda: S4ND(4, (8,), l_max=0), 'l_max.*0'),
+    (lambda: S4ND(4, (8,), window=-1.0), 'window.*-1.0'),
+    (lambda: S4ND(4, (8,), window=1.0, centred=False), 'unless the taps are centred, got 1.0'),
     (lambda: S4ND(4, (8,), out_channels=2, channels=2), 'channels must be 1, got 2'),
     (lambda: S4ND(4, (8,), method='conv'), "unknown method 'conv'"),
     (lambda: S4ND(4, (8,))(torch.zeros(1, 4, 8, 8)), r'\(batch, 4, 1 sizes\).*\[1, 4, 8, 8\]'),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from s4nd import S4ND
 from tests.models.families import SMALL, build, image, size_of
 
 
@@ -84,6 +85,8 @@ def test_resized_equals_built_at_that_size(case: str) -> None:
     assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     assert model.img_size == larger
     extra = {'stem_extent': model.stem.extent} if case == 'convnext s4nd everywhere' else {}
+    if case != 'vit 1d':
+        extra['window'] = next(m for m in model.modules() if isinstance(m, S4ND)).window
     built = build(case, bandlimit=0.5, img_size=larger, **extra)
     built.load_state_dict(model.state_dict())
     for size in (larger, (base, base)):
