@@ -4,8 +4,6 @@ Waveforms are float32 in [-1, 1], (T,) mono. WAV, FLAC, OGG and MP3 go through s
 matplotlib (pictures) are imported on first use, so that neither is needed to read a file.
 """
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from s4nd.files import write_atomically
 
 SUFFIXES = ('.wav', '.flac', '.ogg', '.mp3')
 
@@ -94,8 +94,8 @@ def write_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> Path:
     if waveform.dim() not in (1, 2):
         raise ValueError(f'a waveform is (T,) or (channels, T), got {tuple(waveform.shape)}')
     data = waveform.detach().to('cpu', torch.float32).clamp(-1, 1).numpy()
-    with _replacing(path) as temporary:
-        soundfile.write(temporary, data.T if data.ndim == 2 else data, sample_rate)
+    samples = data.T if data.ndim == 2 else data
+    write_atomically(path, lambda temporary: soundfile.write(temporary, samples, sample_rate))
     return path
 
 
@@ -126,8 +126,7 @@ def write_spectrogram(path: str | Path, waveform: Tensor, sample_rate: int, *, t
     bottom.set_ylabel('frequency (kHz)')
     figure.colorbar(image, ax=bottom, label='dB')
     path = Path(path)
-    with _replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
     return path
 
 
@@ -142,24 +141,3 @@ def _opened(path: str | Path) -> Iterator['soundfile.SoundFile']:  # noqa: F821 
             yield file
     except soundfile.LibsndfileError as error:
         raise ValueError(f'{path}: not a readable audio file ({error.error_string})') from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[str]:
-    """A temporary name beside `path` with the same suffix; renamed onto it only when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

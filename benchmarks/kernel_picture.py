@@ -15,6 +15,7 @@ import timm
 import torch
 
 import s4nd
+from s4nd.files import write_atomically
 from s4nd.training.checkpoint import load_weights, read_metadata
 
 mpl.use('Agg')
@@ -46,8 +47,7 @@ def draw(layer: s4nd.S4ND, path: Path, kernels: int = 8) -> None:
             axis.set_yticks([])
         axes[row, 0].set_ylabel(f'{grid[0] * factor} × {grid[1] * factor}')
     figure.suptitle('The same eight kernels on three grids', fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
     print(f'written to {path}')
 
 

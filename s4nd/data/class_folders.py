@@ -27,7 +27,7 @@ from torch import Tensor
 
 from s4nd.data.image_set import DataError, PixelSet
 from s4nd.data.resample import resize, to_bytes, to_float
-from s4nd.training.checkpoint import write_atomically
+from s4nd.files import write_atomically
 
 __all__ = ['Member', 'decode', 'list_members', 'load_class_folders', 'place']
 

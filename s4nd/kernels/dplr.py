@@ -85,12 +85,13 @@ class S4Kernel(SSMKernel):
         with torch.no_grad():
             self.P.normal_(std=0.01)
             self.C.normal_(std=0.5**0.5)
-            for row in range(self.n_ssm):
-                w, P, B, _ = hippo.nplr(self.measures[row % len(self.measures)], self.d_state)
-                self.log_A_real[row].copy_((-w.real).clamp(min=1e-4).log())
-                self.A_imag[row].copy_(-w.imag)
-                self.B[row].copy_(torch.view_as_real(B))
-                self.P[: len(P), row].copy_(torch.view_as_real(P.resolve_conj()))
+            for first, measure in enumerate(self.measures):
+                w, P, B, _ = hippo.nplr(measure, self.d_state)
+                rows = slice(first, None, len(self.measures))
+                self.log_A_real[rows].copy_((-w.real).clamp(min=1e-4).log())
+                self.A_imag[rows].copy_(-w.imag)
+                self.B[rows].copy_(torch.view_as_real(B))
+                self.P[: len(P), rows].copy_(torch.view_as_real(P.resolve_conj())[:, None])
         self.reset_time()
 
     def forward(self, length: int, step: float = 1.0) -> Tensor:

@@ -7,8 +7,6 @@ an interruption can never leave half of it).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from s4nd.files import write_atomically
+
 __all__ = [
     'CheckpointError',
     'load_state',
@@ -24,7 +24,6 @@ __all__ = [
     'read_metadata',
     'save_state',
     'save_weights',
-    'write_atomically',
 ]
 
 FORMAT = '1'
@@ -32,18 +31,6 @@ FORMAT = '1'
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another model."""
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Call `write(temporary)`, then rename: `path` is at any time either the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, str]) -> None:

@@ -16,6 +16,8 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
+from s4nd.files import write_atomically
+
 __all__ = [
     'AudioConfig',
     'AudioData',
@@ -205,8 +207,6 @@ def to_yaml(config: RunConfig) -> str:
 
 def save_config(path: Path, config: RunConfig) -> None:
     """Write the resolved configuration to `path`, atomically."""
-    from s4nd.training.checkpoint import write_atomically
-
     write_atomically(path, lambda temporary: temporary.write_text(to_yaml(config)))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from s4nd.training.checkpoint import write_atomically
+from s4nd.files import write_atomically
 
 __all__ = ['draw', 'main', 'read_report', 'sizes_of', 'table', 'write_report']
 

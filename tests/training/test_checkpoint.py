@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from s4nd.files import write_atomically
 from s4nd.training.checkpoint import (
     CheckpointError,
     load_state,
@@ -13,7 +14,6 @@ from s4nd.training.checkpoint import (
     read_metadata,
     save_state,
     save_weights,
-    write_atomically,
 )
 
 
