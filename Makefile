@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help setup demo test lint format clean
 
 help:
-	@echo "make demo    train on the embedded images and sounds, evaluate at other resolutions, write a WAV (about 6 minutes)"
+	@echo "make demo    train on the embedded images and sounds, evaluate at other resolutions, write a WAV (about 4 minutes)"
 	@echo "make test    run the tests"
 	@echo "make lint    check style"
 	@echo "make setup   make the virtual environment in $(VENV) (done by the others when needed)"
