@@ -47,7 +47,7 @@ def separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: st
         x: (B, C, L1, …, Ld), any floating dtype; half precision is computed in float32.
         taps: one (R, C, K) for each axis; R is the same on all axes, and the R products are summed.
         centres: index of lag 0 on each axis (0: causal).
-        method: 'toeplitz' (matrix products), 'fft', or 'auto' (by the length of each axis).
+        method: 'toeplitz' (matrix products), 'fft', or 'auto' (by the length of each axis and how many lines share it).
 
     Returns:
         (B, C, L1, …, Ld), dtype of x.
@@ -106,8 +106,11 @@ def _conv_axis(x: Tensor, taps: Tensor, centre: int, dim: int, method: str) -> T
     # Lags beyond ±(length - 1) never meet the signal.
     first, last = max(0, centre - length + 1), min(taps.shape[1], centre + length)
     taps, centre = taps[:, first:last], centre - first
-    limit = 256 if x.device.type == 'cpu' else 512
-    if method == 'toeplitz' or (method == 'auto' and length <= limit):
+    # Building a Toeplitz matrix pays where enough lines share it; past 512 it is too much memory. Measured on a CPU by
+    # benchmarks/axis_methods.py.
+    lines = x.numel() // (x.shape[0] * length)
+    short = length <= 4 * lines and length <= 512
+    if method == 'toeplitz' or (method == 'auto' and short):
         return _apply_toeplitz(x, taps, centre, dim)
     return _apply_fft(x, taps, centre, dim)
 

@@ -45,7 +45,8 @@ def test_causal(kernel: str) -> None:
     x = torch.randn(1, 4, 12, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(layer(x)[..., 5].sum(), x)
     assert gradient[..., :6].abs().min() > 0
-    assert gradient[..., 6:].abs().max() == 0
+    # (An FFT leaves rounding where there is nothing.)
+    assert gradient[..., 6:].abs().max() < 1e-14 * gradient.abs().max()
 
 
 def test_steps_notice_a_changed_parameter() -> None:
