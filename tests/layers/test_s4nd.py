@@ -18,12 +18,13 @@ DOUBLE = torch.float64
 
 def golden_layer(case: dict, dtype: torch.dtype, method: str) -> S4ND:
     meta = case['meta']
-    # The published rate multiplies dt on every axis; a grid of rate · size says the same.
-    grid = [meta['rate'] * size for size in meta['Ls']]
-    assert all(g == int(g) for g in grid)
+    if meta['kernel'] == 'dplr':
+        options = {'rank': len(case['sd.kernel.0.P'])}
+    else:
+        options = {'discretization': meta.get('disc', 'zoh'), 'dt_tied': case['sd.kernel.0.inv_dt'].shape[1] == 1}
     layer = S4ND(
         meta['H'],
-        tuple(int(g) for g in grid),
+        tuple(meta['Ls']),
         kernel={'s4d': 's4d', 'dplr': 's4'}[meta['kernel']],
         d_state=meta['N'],
         n_ssm=len(case['sd.kernel.0.A_real']),
@@ -35,9 +36,11 @@ def golden_layer(case: dict, dtype: torch.dtype, method: str) -> S4ND:
         l_max=tuple(meta['l_max']),
         centred=False,
         method=method,
-        kernel_options={'discretization': meta['disc']} if 'disc' in meta else None,
+        kernel_options=options,
         dtype=dtype,
     )
+    # The published rate multiplies dt on every axis; a grid of rate · size, whole or not, says the same.
+    layer._grid = [meta['rate'] * size for size in meta['Ls']]
     names = {'inv_dt': 'log_dt', 'A_real': 'log_A_real', 'A_imag': 'A_imag', 'B': 'B', 'C': 'C', 'P': 'P'}
     with torch.no_grad():
         for axis, kernel in enumerate(layer.kernels):
