@@ -1,30 +1,19 @@
 """SaShiMi against golden/sashimi.npz: forward, stepping and gradients of every case in the file."""
 
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from audio.sashimi import S4Block, SaShiMiBackbone
+from tests.golden_cases import load
 
-FILE = Path(os.environ.get('S4ND_GOLDEN', Path(__file__).parents[1] / 'golden')) / 'sashimi.npz'
-ARRAYS = dict(np.load(FILE)) if FILE.is_file() else {}
-CASES = sorted({key.split('/')[0] for key in ARRAYS})
-
-pytestmark = pytest.mark.skipif(not CASES, reason=f'no golden file {FILE}: set S4ND_GOLDEN to its folder')
-
-
-def case_items(case: str) -> dict[str, np.ndarray]:
-    return {key.split('/', 1)[1]: value for key, value in ARRAYS.items() if key.startswith(f'{case}/')}
+CASES = load('sashimi')
 
 
 def build(items: dict[str, np.ndarray]) -> tuple[SaShiMiBackbone, dict[str, str]]:
     """The float64 model of a case, its published parameters loaded, and the map our name -> published name."""
-    meta = json.loads(str(items['meta']))
+    meta = items['meta']
     published = {key[3:]: value for key, value in items.items() if key.startswith('sd.')}
     layers = sorted(key.removesuffix('.kernel.A_real') for key in published if key.endswith('.kernel.A_real'))
     rows = [len(published[f'{layer}.kernel.A_real']) for layer in layers]
@@ -97,7 +86,7 @@ def run_steps(model: SaShiMiBackbone, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize('case', CASES)
 def test_forward(case: str) -> None:
-    items = case_items(case)
+    items = CASES[case]
     model, _ = build(items)
     x = torch.from_numpy(items['x'])
     expected = items['y_forward_ref64']
@@ -108,9 +97,9 @@ def test_forward(case: str) -> None:
     np.testing.assert_allclose(single, items['y_forward_ref32'], atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize('case', [case for case in CASES if not case.startswith('bidir')])
+@pytest.mark.parametrize('case', [case for case, items in CASES.items() if not items['meta'].get('bidirectional')])
 def test_step(case: str) -> None:
-    items = case_items(case)
+    items = CASES[case]
     model, _ = build(items)
     x = torch.from_numpy(items['x'])
     with torch.no_grad():
@@ -168,9 +157,9 @@ def published_leaves(
     return leaves, parameters
 
 
-@pytest.mark.parametrize('case', [case for case in CASES if f'{case}/grad.w' in ARRAYS])
+@pytest.mark.parametrize('case', [case for case, items in CASES.items() if 'grad.w' in items])
 def test_gradients(case: str) -> None:
-    items = case_items(case)
+    items = CASES[case]
     model, names = build(items)
     leaves, parameters = published_leaves(items, names)
     shaped = {name: parameters[name].reshape(p.shape) for name, p in model.named_parameters()}
