@@ -9,6 +9,8 @@ from fnmatch import fnmatch
 
 from torch import nn
 
+from s4nd.kernels import Kernel
+
 SSM_NAMES = ('log_dt', 'log_A_real', 'A_imag', 'B', 'P')
 
 
@@ -61,8 +63,6 @@ def ssm_parameter_patterns(model: nn.Module) -> set[str]:
 
 
 def _ssm_names(model: nn.Module) -> set[str]:
-    from s4nd.kernels import Kernel
-
     kernels = [name for name, module in model.named_modules() if isinstance(module, Kernel)]
     return {f'{prefix}.{leaf}'.lstrip('.') for prefix in kernels for leaf in SSM_NAMES} & dict(
         model.named_parameters()

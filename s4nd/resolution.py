@@ -9,11 +9,9 @@ import warnings
 import torch
 
 
-def axis_steps(grid: tuple[int, ...] | None, size: tuple[int, ...]) -> list[float]:
-    """Step per axis: grid / size, or 1 everywhere where the layer knows no grid."""
-    if grid is None:
-        return [1.0] * len(size)
-    return [g / s for g, s in zip(grid, size, strict=True)]
+def axis_step(grid: list[int], axis: int, size: int) -> float:
+    """Step of one axis that holds `size` samples, and grid[axis] in training; 1 where the grid is empty (unknown)."""
+    return grid[axis] / size if len(grid) > 0 else 1.0
 
 
 def check_grid(grid: tuple[int, ...]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from s4nd.kernels import make_kernel
 from s4nd.layers.memo import Memo
 from s4nd.ops import METHODS, lag_taps, separable_conv
-from s4nd.resolution import check_grid, warn_if_aliased
+from s4nd.resolution import axis_step, check_grid, warn_if_aliased
 
 
 class S4ND(nn.Module):
@@ -191,7 +191,7 @@ class S4ND(nn.Module):
         taps: list[Tensor] = []
         centres: list[int] = []
         for axis, kernel in enumerate(self.kernels):
-            step = self._grid[axis] / size[axis] if len(self._grid) > 0 else 1.0
+            step = axis_step(self._grid, axis, size[axis])
             lags = size[axis]
             if self._l_max[axis] / step < lags:
                 lags = max(1, int(round(self._l_max[axis] / step)))  # noqa: RUF046 (TorchScript's round gives a float)

@@ -1,5 +1,11 @@
 """timm model families. Importing this package registers them: `timm.create_model('s4nd_convnext_tiny')`."""
 
+from timm.models import register_notrace_module
+
+from s4nd.layers import S4ND
 from s4nd.models import s4nd_convnext, s4nd_isotropic, s4nd_vit
 
 __all__ = ['s4nd_convnext', 's4nd_isotropic', 's4nd_vit']
+
+# torch.fx passes over it: its taps depend on sizes that a Proxy does not know.
+register_notrace_module(S4ND)
