@@ -4,11 +4,12 @@ VENV ?= .venv
 OUT ?= out/demo
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test timm-suite lint format clean
 
 help:
 	@echo "make demo    train on the embedded images and sounds, evaluate at other resolutions, write a WAV (about 4 minutes)"
 	@echo "make test    run the tests"
+	@echo "make timm-suite   run timm's own tests of its models on ours (K='name or name' chooses)"
 	@echo "make lint    check style"
 	@echo "make setup   make the virtual environment in $(VENV) (done by the others when needed)"
 
@@ -37,6 +38,10 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# timm's test_models.py, fetched in the installed version; without K all models of ours (10 minutes on one core).
+timm-suite: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite.py '$(K)'
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,7 +3,9 @@
 from s4nd import hippo, kernels, layers, models, ops, resolution
 from s4nd.kernels import make_kernel
 from s4nd.layers import S4, S4ND
+from s4nd.models import load_timm_weights
 from s4nd.optim import param_groups, ssm_parameter_patterns
+from s4nd.published import load_published
 
 __version__ = '0.1.0'
 
@@ -13,6 +15,8 @@ __all__ = [
     'hippo',
     'kernels',
     'layers',
+    'load_published',
+    'load_timm_weights',
     'make_kernel',
     'models',
     'ops',

@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 MEASURES = ('legs', 'legt', 'lagt', 'fout')
 DIAGONAL_INITS = ('lin', 'inv', 'legs', 'real')
@@ -129,6 +130,90 @@ def diagonal(init: str, modes: int) -> tuple[Tensor, Tensor]:
         return torch.complex(half, -(d_state / math.pi) * (d_state / (2 * n + 1) - 1)), one
     w, _, B, _ = nplr('legs', 2 * modes)
     return w, B
+
+
+def basis(measure: str, d_state: int, ages: Tensor) -> Tensor:
+    """The functions over which a memory holds the past: u(age) ≈ Σ_n x_n basis[age, n].
+
+    Args:
+        measure: see `transition`.
+        d_state: N.
+        ages: 0 is the present. 'legs': 1 is the beginning of the signal; 'legt' and 'fout': 1 is the end of the window;
+            'lagt': in timescales, without an end.
+
+    Returns:
+        (len(ages), N), float64.
+    """
+    _check(measure, d_state)
+    r = ages.to(torch.float64)
+    if measure == 'lagt':
+        columns = [torch.ones_like(r), 1 - r]
+        for n in range(1, d_state - 1):
+            columns.append(((2 * n + 1 - r) * columns[n] - n * columns[n - 1]) / (n + 1))
+        return torch.stack(columns, -1) * torch.exp(-r / 2)[:, None]
+    if measure == 'fout':
+        phase = 2 * math.pi * r[:, None] * torch.arange(d_state // 2, dtype=torch.float64, device=r.device)
+        waves = torch.stack([torch.cos(phase), torch.sin(phase)], -1).flatten(1) * math.sqrt(2)
+        waves[:, :2] /= math.sqrt(2)
+        return waves
+    z = 1 - 2 * r
+    columns = [torch.ones_like(z), z]
+    for n in range(1, d_state - 1):
+        columns.append(((2 * n + 1) * z * columns[n] - n * columns[n - 1]) / (n + 1))
+    return torch.stack([math.sqrt(2 * n + 1) * column for n, column in enumerate(columns)], -1)
+
+
+class Memory:
+    """A signal's past in N numbers, updated with every sample, from which the past can be read back.
+
+    'legs' remembers everything since the beginning, at a resolution that falls as 1/t (x' = (A x + B u)/t); 'legt' and
+    'fout' a sliding window; 'lagt' an exponentially fading past. The update is exact for an input that is held over
+    each sample.
+
+    Args:
+        measure: see `transition`.
+        d_state: N, even and at least 4.
+        window: samples, of the window ('legt', 'fout') or the timescale ('lagt'); None for 'legs', which has none.
+
+    Raises:
+        ValueError: as `transition`, and for a window that is missing, not positive, or not wanted.
+    """
+
+    def __init__(self, measure: str, d_state: int, window: float | None = None) -> None:
+        A, B = transition(measure, d_state)
+        if (measure == 'legs') != (window is None):
+            raise ValueError(f"'legs' has no window and the other measures need one, got {measure!r} and {window}")
+        if window is not None and not 0 < window < math.inf:
+            raise ValueError(f'the window must be a positive number of samples, got {window}')
+        self.measure, self.d_state, self.window = measure, d_state, window
+        self._system = F.pad(torch.cat([A, B[:, None]], 1), (0, 0, 0, 1))
+        if window is not None:
+            # The windows of 'legt' and 'fout' are 2 units of time.
+            self._step = self._discretize((1 if measure == 'lagt' else 2) / window)
+
+    def init_state(self, batch: int) -> dict[str, Tensor]:
+        """{'x': (B, N) float64, 'seen': (B,)}: coefficients and the number of samples so far."""
+        x = torch.zeros(batch, self.d_state, dtype=torch.float64, device=_CPU)
+        return {'x': x, 'seen': torch.zeros(batch, dtype=torch.int64, device=_CPU)}
+
+    def step(self, u: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state after one more sample u (B,); `state` is left as it was, its rows must have seen equally many."""
+        seen = int(state['seen'][0])
+        u = u.to(torch.float64)[:, None]
+        if self.measure == 'legs' and seen == 0:
+            x = F.pad(u, (0, self.d_state - 1))  # a constant
+        else:
+            A, B = self._discretize(math.log1p(1 / seen)) if self.measure == 'legs' else self._step
+            x = state['x'] @ A.T + u * B
+        return {'x': x, 'seen': state['seen'] + 1}
+
+    def reconstruct(self, state: dict[str, Tensor], ages: Tensor) -> Tensor:
+        """The remembered signal (B, len(ages)) at `ages`, in the units of `basis`."""
+        return state['x'] @ basis(self.measure, self.d_state, ages).T
+
+    def _discretize(self, dt: float) -> tuple[Tensor, Tensor]:
+        both = torch.matrix_exp(self._system * dt)
+        return both[:-1, :-1], both[:-1, -1]
 
 
 def clip_imag(B: Tensor, limit: float = 2.0) -> Tensor:

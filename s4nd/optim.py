@@ -11,7 +11,7 @@ from torch import nn
 
 from s4nd.kernels import Kernel
 
-SSM_NAMES = ('log_dt', 'log_A_real', 'A_imag', 'B', 'P')
+SSM_NAMES = ('log_dt', 'log_A_real', 'A_real', 'A_imag', 'A', 'B', 'P')
 
 
 def param_groups(

@@ -11,14 +11,6 @@ from torch import Tensor
 
 FOLDER = Path(os.environ.get('S4ND_GOLDEN') or Path(__file__).parent / 'golden')
 
-TRANSFORMS = {
-    'none': lambda p: p,
-    'exp': np.exp,
-    'relu': lambda p: np.maximum(p, 0) + 1e-4,
-    'sigmoid': lambda p: 1 / (1 + np.exp(-p)),
-    'softplus': lambda p: np.log1p(np.exp(p)),
-}
-
 
 @cache
 def load(name: str) -> dict[str, dict]:
@@ -39,7 +31,12 @@ def tensor(array: np.ndarray) -> Tensor:
     return torch.view_as_real(out) if out.is_complex() else out
 
 
-def transformed(case: dict, item: str, default: str = 'exp') -> np.ndarray:
-    """A stored raw parameter after its transform, such as dt from inv_dt."""
-    option = {'inv_dt': 'dt_transform', 'A_real': 'real_transform', 'A_imag': 'imag_transform'}[item]
-    return TRANSFORMS[case['meta'].get(option, default)](case[item])
+def published(case: dict, prefix: str = '') -> dict[str, Tensor]:
+    """The published state dict in a case: its items under `prefix`, in their layout."""
+    arrays = {key: value for key, value in case.items() if key.startswith(prefix) and isinstance(value, np.ndarray)}
+    return {key.removeprefix(prefix): tensor(value) for key, value in arrays.items() if value.dtype.kind in 'iufc'}
+
+
+def transforms(case: dict) -> dict[str, str]:
+    """The transforms that a case names, as `s4nd.published` takes them."""
+    return {key: value for key, value in case['meta'].items() if key.endswith('_transform')}

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from s4nd.ops.exponentials import block_split  # noqa: F401
+
 
 class Kernel(nn.Module):
     """A continuous convolution kernel, sampled on demand.
@@ -29,6 +31,11 @@ class Kernel(nn.Module):
 
     def forward(self, length: int, step: float = 1.0) -> Tensor:
         raise NotImplementedError
+
+    def cells(self, length: int, step: float = 1.0) -> Tensor:
+        """Centred lag taps of one side, (channels, d_model, length): entry l is the mean of the kernel over
+        [l - ½, l + ½], entry 0 the part of it that lies on this side. Taps at half the step, summed in pairs."""
+        return pair_cells(self.forward(2 * length - 1, step / 2))
 
     def rescale_time(self, factor: float) -> None:
         """Multiply the unit of time by `factor` in place: afterwards kernel(L, s) is what kernel(L, s·factor) was."""
@@ -113,6 +120,11 @@ class SSMKernel(Kernel):
         return frequency < self.bandlimit / 2
 
 
+def pair_cells(h: Tensor) -> Tensor:
+    """h[0], h[1] + h[2], h[3] + h[4] …: (…, 2K - 1) -> (…, K)."""
+    return torch.cat([h[..., :1], h[..., 1::2] + h[..., 2::2]], -1)
+
+
 def check_length_and_step(length: int, step: float) -> None:
     """Raise ValueError unless length >= 1 and step is positive and finite."""
     if length < 1:
@@ -131,14 +143,3 @@ def expand_ssm(x: Tensor, d_model: int) -> Tensor:
     repeats = [1] * x.dim()
     repeats[-2] = d_model // x.shape[-2]
     return x.repeat(repeats)
-
-
-def block_split(length: int) -> tuple[int, int]:
-    """(rows, columns) with columns a power of two near the square root and rows·columns >= length.
-
-    Taps at l = j·columns + i factor as (C Āʲᶜ)·(Āⁱ B̄): one matrix product instead of `length` powers a mode.
-    """
-    columns = 1
-    while columns * columns < length:
-        columns *= 2
-    return (length + columns - 1) // columns, columns

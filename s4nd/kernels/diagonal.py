@@ -4,11 +4,14 @@ x' = A x + B u, y = 2 Re(C x), A = -exp(log_A_real) - i·A_imag: K[l] = 2 Re Σ_
 Shape legend: see base.py. Arithmetic is real throughout: a complex number is a pair of tensors.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from s4nd import hippo
-from s4nd.kernels.base import SSMKernel, block_split, check_length_and_step, expand_ssm, wide
+from s4nd.kernels.base import SSMKernel, check_length_and_step, expand_ssm, pair_cells, wide
+from s4nd.ops.exponentials import exponential_sum, plain_exponential_sum
 
 DISCRETIZATIONS = ('zoh', 'bilinear')
 
@@ -85,21 +88,55 @@ class S4DKernel(SSMKernel):
     def forward(self, length: int, step: float = 1.0) -> Tensor:
         """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
         check_length_and_step(length, step)
+        dtype = torch.promote_types(self.C.dtype, torch.float32)
+        # TorchScript needs the outer condition to stand alone.
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if not torch.compiler.is_compiling() and self.C.device.type in ('cpu', 'cuda'):
+                weights, bases = self._exponentials(step)
+                return exponential_sum(weights, bases, length).to(dtype)
         a_re, a_im, b_re, b_im = self._discretize(step)
         c_re, c_im = self._readout()
         w_re, w_im = c_re * b_re - c_im * b_im, c_re * b_im + c_im * b_re  # (c, H, n)
-        rows, columns = block_split(length)
-        v_re, v_im = powers(a_re, a_im, columns)  # (H, n, columns)
-        # Ā^columns carries one block of taps to the next.
-        j_re, j_im = v_re[..., -1] * a_re - v_im[..., -1] * a_im, v_re[..., -1] * a_im + v_im[..., -1] * a_re
-        j_re, j_im = powers(j_re, j_im, rows)  # (H, n, rows)
-        left_re = w_re[..., None] * j_re - w_im[..., None] * j_im  # (c, H, n, rows)
-        left_im = w_re[..., None] * j_im + w_im[..., None] * j_re
-        left = torch.cat([left_re, -left_im], 2).permute(1, 0, 3, 2)  # (H, c, rows, 2n)
-        left = left.reshape(self.d_model, self.channels * rows, left.shape[-1])
-        taps = 2 * torch.bmm(left, torch.cat([v_re, v_im], 1))  # (H, c·rows, columns)
-        taps = taps.reshape(self.d_model, self.channels, rows * columns)[..., :length].transpose(0, 1)
-        return taps.to(torch.promote_types(self.C.dtype, torch.float32))
+        return plain_exponential_sum(w_re, w_im, a_re, a_im, length).to(dtype)
+
+    def cells(self, length: int, step: float = 1.0) -> Tensor:
+        """See `Kernel.cells`; here in closed form: h[2l - 1] + h[2l] = 2 Re Σ_n w_n (1 + ā_n) ā_n^(2l - 1)."""
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if not torch.compiler.is_compiling() and self.C.device.type in ('cpu', 'cuda'):
+                check_length_and_step(length, step)
+                weights, bases = self._exponentials(step / 2)
+                taps = 2 * weights.real.sum(-1, keepdim=True)
+                if length > 1:
+                    squares = bases * bases
+                    rest = exponential_sum(weights * (bases + squares), squares, length - 1)
+                    taps = torch.cat([taps, rest], -1)
+                return taps.to(torch.promote_types(self.C.dtype, torch.float32))
+        return pair_cells(self.forward(2 * length - 1, step / 2))
+
+    @torch.jit.unused
+    def _exponentials(self, step: float) -> tuple[Tensor, Tensor]:
+        """The kernel as 2 Re Σ_n w_n a_n^l: complex w (c, H, n) and a (H, n)."""
+        A, B = self._complex_system()  # (S, n)
+        dt = wide(self.log_dt).exp() * step  # (H, 1 or n)
+        z = (dt.unflatten(0, (-1, self.n_ssm)) * A).flatten(0, 1)  # feature h uses row h % S of A
+        if self.discretization == 'zoh':
+            change = _Expm1.apply(z)
+            Bd = (change.unflatten(0, (-1, self.n_ssm)) * (B / A)).flatten(0, 1)
+        else:
+            gain = 1 / (1 - z / 2)
+            change = z * gain
+            Bd = ((dt * gain).unflatten(0, (-1, self.n_ssm)) * B).flatten(0, 1)
+        if self.A_imag is None:
+            return wide(self.C) * Bd, 1 + change
+        return torch.view_as_complex(wide(self.C)) * (Bd * self.below_bandlimit(self.A_imag)), 1 + change
+
+    @torch.jit.unused
+    def _complex_system(self) -> tuple[Tensor, Tensor]:
+        re = -wide(self.log_A_real).exp()
+        if self.A_imag is None:
+            B = wide(self.B)
+            return torch.complex(re, torch.zeros_like(re)), torch.complex(B, torch.zeros_like(B))
+        return torch.complex(re, -wide(self.A_imag)), torch.view_as_complex(wide(self.B))
 
     def init_state(self, batch: int) -> dict[str, Tensor]:
         """{'x': (B, H, n, 2)}, real and imaginary part of every mode."""
@@ -158,14 +195,19 @@ class S4DKernel(SSMKernel):
         return wide(self.C)[..., 0] * keep, wide(self.C)[..., 1] * keep
 
 
-def powers(re: Tensor, im: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """z⁰ … z^(count-1) on a new last axis, by doubling: (…) -> (…, count) as real and imaginary part."""
-    out_re, out_im = torch.ones_like(re)[..., None], torch.zeros_like(im)[..., None]
-    re, im = re[..., None], im[..., None]
-    while out_re.shape[-1] < count:
-        out_re, out_im = (
-            torch.cat([out_re, out_re * re - out_im * im], -1),
-            torch.cat([out_im, out_re * im + out_im * re], -1),
-        )
-        re, im = re * re - im * im, 2 * re * im
-    return out_re[..., :count], out_im[..., :count]
+class _Expm1(torch.autograd.Function):
+    """e^z - 1 for complex z, without cancellation at small z."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        x, y = z.real, z.imag
+        cos = torch.cos(y)
+        small = torch.expm1(x)
+        result = torch.complex(small * cos - 2 * torch.sin(y / 2) ** 2, (1 + small) * torch.sin(y))
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (result,) = ctx.saved_tensors
+        return grad * (1 + result).conj()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from s4nd import hippo
-from s4nd.kernels.base import SSMKernel, block_split, check_length_and_step, expand_ssm, wide
+from s4nd.kernels.base import SSMKernel, check_length_and_step, expand_ssm, wide
+from s4nd.ops.krylov import krylov, plain_krylov
 
 # Up to this length, on a CPU, taps are computed by running the O(N) recurrence: squaring N × N matrices costs more.
 _STEPWISE_UP_TO = 128
@@ -102,21 +103,10 @@ class S4Kernel(SSMKernel):
         if not torch.jit.is_scripting() and not torch.compiler.is_compiling():  # noqa: SIM102
             if length <= _STEPWISE_UP_TO and self.C.device.type == 'cpu':
                 return self._impulse_response(length, step).to(dtype)
-        A, right = self._discretize(step)  # (H, N, N), (H, N, 1)
-        left = self._readout().transpose(0, 1)  # (H, c, N), below (H, rows·c, N)
-        rows, columns = block_split(length)
-        while right.shape[-1] < columns:
-            right = torch.cat([right, torch.bmm(A, right)], -1)
-            if right.shape[-1] < columns or rows > 1:
-                A = torch.bmm(A, A)
-        while left.shape[1] < rows * self.channels:
-            left = torch.cat([left, torch.bmm(left, A)], 1)
-            if left.shape[1] < rows * self.channels:
-                A = torch.bmm(A, A)
-        taps = torch.bmm(left[:, : rows * self.channels], right)
-        taps = taps.reshape(self.d_model, rows, self.channels, columns).permute(2, 0, 1, 3)
-        taps = taps.reshape(self.channels, self.d_model, rows * columns)[..., :length]
-        return taps.to(dtype)
+        A, B = self._discretize(step)
+        if torch.jit.is_scripting() or torch.compiler.is_compiling():
+            return plain_krylov(A, B[..., 0], self._readout(), length).to(dtype)
+        return krylov(A, B[..., 0], self._readout(), length).to(dtype)
 
     def init_state(self, batch: int) -> dict[str, Tensor]:
         """{'x': (B, H, N)}: the real parts of the n modes, then the imaginary parts."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from s4nd.kernels import make_kernel
 from s4nd.layers.memo import Memo
-from s4nd.ops import METHODS, lag_taps, separable_conv
+from s4nd.ops import METHODS, lag_taps, separable_conv, toeplitz, use_toeplitz
 from s4nd.resolution import axis_step, check_grid, warn_if_aliased
 
 
@@ -120,6 +120,7 @@ class S4ND(nn.Module):
                 dt_max=high,
                 n_ssm=n_ssm,
                 bandlimit=axis_bandlimit,
+                length=min(self._l_max[axis], math.inf if grid is None else grid[axis]),
                 options=kernel_options,
                 device=device,
                 dtype=dtype,
@@ -177,14 +178,12 @@ class S4ND(nn.Module):
         if torch.jit.is_scripting():
             taps, centres = self.axis_taps(size)
         else:
-            taps, centres = self._remembered_taps(size)
+            taps, centres = self._remembered_operators(size)
         if self.out_channels > 0:
             return self._mix(x, taps, centres)
         u = x if self.channels == 1 else torch.cat([x] * self.channels, 1)
-        y = separable_conv(u, taps, centres, self.method)
-        if self.D is None:
-            return y
-        return y + self.D.to(y.dtype).reshape([-1] + [1] * self.spatial_dims) * u
+        skip = None if self.D is None else self.D.flatten()
+        return separable_conv(u, taps, centres, self.method, skip)
 
     def axis_taps(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
         """Lag taps (R, M·H, K) of each axis for an input of this size, and the index of lag 0 in each."""
@@ -197,7 +196,10 @@ class S4ND(nn.Module):
                 lags = max(1, int(round(self._l_max[axis] / step)))  # noqa: RUF046 (TorchScript's round gives a float)
             bidirectional = self.bidirectional[axis]
             window = max(1.0, self._window[axis] / step)  # in samples of the grid at hand
-            if bidirectional and self.centred:
+            cells = bidirectional and self.centred and window == 1.0
+            if cells:
+                k = kernel.cells(lags, step)
+            elif bidirectional and self.centred:
                 k = kernel(2 * lags - 2 + math.ceil(window), step / 2)
             else:
                 k = kernel(lags, step)
@@ -206,7 +208,11 @@ class S4ND(nn.Module):
             if axis == 0:
                 k = k / self.tensor_rank
             centre = 0
-            if bidirectional:
+            if cells:
+                # Lag 0 takes half a cell from each side.
+                two_sided = torch.cat([k[1, ..., 1:].flip(-1), k[0, ..., :1] + k[1, ..., :1], k[0, ..., 1:]], -1)
+                centre = lags - 1
+            elif bidirectional:
                 two_sided, centre = lag_taps(k[0], k[1], self.centred, window)
             else:
                 two_sided = k[0]
@@ -215,19 +221,24 @@ class S4ND(nn.Module):
         return taps, centres
 
     @torch.jit.unused
-    def _remembered_taps(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
+    def _remembered_operators(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
+        """The taps of `axis_taps`, and in evaluation, from memory, the matrices where the convolution uses them."""
         if self.training or torch.compiler.is_compiling():
             return self.axis_taps(size)
         tensors = [*self.kernels.parameters(), *self.kernels.buffers()]
-        key = (tuple(size), self.grid, tuple(self._l_max), self.window)
-        return self._memo.get(key, tensors, lambda: self._checked_taps(size))
+        key = (tuple(size), self.grid, tuple(self._l_max), self.window, self.method)
+        return self._memo.get(key, tensors, lambda: self._operators(size))
 
     @torch.jit.unused
-    def _checked_taps(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
+    def _operators(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
         for axis, (kernel, grid) in enumerate(zip(self.kernels, self._grid, strict=False)):
             if size[axis] < grid and hasattr(kernel, 'bandlimit') and not kernel.bandlimit.is_meta:
                 warn_if_aliased(axis, float(kernel.bandlimit), grid / size[axis])
-        return self.axis_taps(size)
+        taps, centres = self.axis_taps(size)
+        for axis, length in enumerate(size):
+            if not torch.is_grad_enabled() and use_toeplitz(size, axis, self.method):
+                taps[axis] = toeplitz(taps[axis], centres[axis], length)
+        return taps, centres
 
     def _mix(self, x: Tensor, taps: list[Tensor], centres: list[int]) -> Tensor:
         """Every input feature to every output: (B, H, …) -> (B, O, …), summed over H."""

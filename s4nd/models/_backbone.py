@@ -94,6 +94,8 @@ class Backbone(nn.Module):
         self.head = head
         self.head_hidden_size: int = head.num_features
         self.init_weights(needs_reset=False)
+        # timm writes it into the hub's config.json, so that a loaded model has the same grids.
+        update_model_input_size(self, img_size)
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True) -> None:
@@ -128,11 +130,30 @@ class Backbone(nn.Module):
             grid = stage.set_grid(grid)
         self.img_size = size
         # What a model built at this size needs to be the same one, besides its weights.
-        extra = {'stem_extent': self.stem.extent} if isinstance(self.stem, S4NDStem) else {}
-        layer = next((m for m in self.modules() if isinstance(m, S4ND) and m.spatial_dims == 2), None)
-        if layer is not None:
-            extra['window'] = layer.window
-        update_model_input_size(self, size, **extra)
+        extent = self.stem.extent if isinstance(self.stem, S4NDStem) else None
+        update_model_input_size(self, size, stem_extent=extent, window=self._windows())
+        self._describe_size()
+
+    @torch.jit.ignore
+    def _describe_size(self) -> None:
+        """Name the training size where timm's data configuration and the hub's config.json look for it."""
+        cfg = getattr(self, 'pretrained_cfg', None)
+        if cfg is not None and tuple(cfg['input_size'][1:]) != self.img_size:
+            self.pretrained_cfg = {**cfg, 'input_size': (cfg['input_size'][0], *self.img_size), 'pool_size': None}
+            self.default_cfg = self.pretrained_cfg
+
+    @torch.jit.ignore
+    def _windows(self) -> tuple[Any, ...] | None:
+        """`window` as a constructor takes it: one pair if all grids agree, else one for each; None without any."""
+        on_grid: list[list[nn.Module]] = [[self.stem], *([stage.blocks] for stage in self.stages)]
+        for modules, stage in zip(on_grid, self.stages, strict=False):
+            modules.append(stage.downsample)
+        layers = [[m for part in modules for m in part.modules()] for modules in on_grid]
+        found = [next((m.window for m in ms if isinstance(m, S4ND) and m.spatial_dims == 2), None) for ms in layers]
+        known = [window for window in found if window is not None]
+        if not known:
+            return None
+        return known[0] if len(set(known)) == 1 else tuple(window or known[0] for window in found)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -259,7 +280,7 @@ def create(
 ) -> Backbone:
     """A registered model: the arguments of the variant, `depths` among them, under those of the caller."""
     args = {**model_args, **overrides}
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         cls,
         variant,
         pretrained,
@@ -267,3 +288,6 @@ def create(
         feature_cfg=dict(out_indices=tuple(range(len(args['depths']))), flatten_sequential=True),
         **args,
     )
+    if isinstance(model, Backbone):
+        model._describe_size()
+    return model

@@ -5,7 +5,7 @@ on.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -35,6 +35,25 @@ def choose(option: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f'{option} must be one of {", ".join(map(repr, choices))}, got {value!r}')
     return value
+
+
+def level_windows(window: float | Sequence[Any], stages: int) -> list[Any]:
+    """The window of the layers on each grid: that of the image, then that of each stage.
+
+    Args:
+        window: one value or (height, width) for all, or a pair for each grid, as `set_input_size` leaves behind where
+            the sizes do not divide evenly.
+
+    Raises:
+        ValueError: pairs, but not one for the image and each stage.
+    """
+    if not isinstance(window, (tuple, list)) or not any(isinstance(w, (tuple, list)) for w in window):
+        return [window] * (stages + 1)
+    if len(window) != stages + 1 or any(not isinstance(w, (tuple, list)) or len(w) != 2 for w in window):
+        raise ValueError(
+            f'window must be one value, a pair (height, width), or a pair for each of {stages + 1} grids, got {window}'
+        )
+    return [tuple(w) for w in window]
 
 
 @register_notrace_function

@@ -166,7 +166,7 @@ class S4NDStem(nn.Module):
     @torch.jit.ignore
     def set_grid(self, grid: Grid) -> Grid:
         self.mixer.set_grid(grid)
-        self.extent = tuple(e * new / old for e, new, old in zip(self.extent, grid, self.img_size, strict=True))
+        self.extent = tuple(e * (new / old) for e, new, old in zip(self.extent, grid, self.img_size, strict=True))
         self.img_size = grid
         return self.pool.set_grid(grid)
 

@@ -14,7 +14,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
-from s4nd.models._parts import ChannelMlp, Grid, choose, image_size, make_mixer
+from s4nd.models._parts import ChannelMlp, Grid, choose, image_size, level_windows, make_mixer
 from s4nd.models._sampling import Downsample, make_stem
 
 __all__ = ['ConvNeXtBlock', 'S4NDConvNeXt', 'checkpoint_filter_fn']
@@ -67,7 +67,8 @@ class S4NDConvNeXt(Backbone):
             extent: every input size gives the token grid of the training size).
         stem_extent: length of the kernels of the 's4nd' stem to each side, in pixels of the training size.
         downsample: 'conv' (2x2) or 's4nd' (S4ND, then pooling) between stages.
-        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit, window: of every `S4ND`.
+        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit: of every `S4ND`.
+        window: of every `S4ND`; a pair for each grid where `set_input_size` made them differ (`level_windows`).
         ls_init_value: initial layer scale, None for none.
 
     Raises:
@@ -95,7 +96,7 @@ class S4NDConvNeXt(Backbone):
         dt_min: float = 0.1,
         dt_max: float = 1.0,
         bandlimit: float | None = None,
-        window: float | tuple[float, float] = 1.0,
+        window: float | tuple[Any, ...] = 1.0,
         ls_init_value: float | None = 1e-6,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -111,21 +112,24 @@ class S4NDConvNeXt(Backbone):
         size = image_size(img_size)
         ssm = dict(
             kernel=kernel, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit,
-            window=window,
         )  # fmt: skip
+        # What is on the grid of the image, then of each stage.
+        ssms = [dict(ssm, window=w) for w in level_windows(window, len(depths))]
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         min_size = output_stride if downsample == 'conv' else 4
-        stem_module = make_stem(stem, in_chans, dims[0], 4, min_size, size, ssm, True, stem_extent, **dd)
+        stem_module = make_stem(stem, in_chans, dims[0], 4, min_size, size, ssms[0], True, stem_extent, **dd)
         grid: Grid = stem_module.set_grid(size)
         stages, info, reduction, dilation = [], [], 4, 1
         for i, dim in enumerate(dims):
             down = None
             if i > 0:
                 stride = 1 if reduction >= output_stride else 2
-                down = Downsample(downsample, dims[i - 1], dim, grid, ssm, stride, dilation, **dd)
+                down = Downsample(downsample, dims[i - 1], dim, grid, ssms[i], stride, dilation, **dd)
                 reduction, dilation = reduction * stride, dilation * (2 // stride)
                 grid = down.set_grid(grid)
-            blocks = [ConvNeXtBlock(dim, grid, mixer, ssm, ls_init_value, p, dilation, **dd) for p in drop_paths[i]]
+            blocks = [
+                ConvNeXtBlock(dim, grid, mixer, ssms[i + 1], ls_init_value, p, dilation, **dd) for p in drop_paths[i]
+            ]
             stages.append(Stage(blocks, down))
             info.append(dict(num_chs=dim, reduction=reduction))
         super().__init__(

@@ -2,7 +2,6 @@
 
 No class token and no positional embedding: the patches stay a map (B, C, h, w), the layers know their positions, and
 the head pools the mean. `s4nd_vit_*_patch16` mix over two axes; `s4nd_vit_base_patch16_1d` is the published recipe, one
-axis over the raster-ordered patches: `kernel='s4', init='legs', channels=2, d_state=64`, dt in [0.001, 0.1], GLU,
 88,786,408 parameters.
 """
 
@@ -15,7 +14,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
-from s4nd.models._parts import ChannelMlp, ChannelOutput, Grid, choose, image_size, make_mixer
+from s4nd.models._parts import ChannelMlp, ChannelOutput, Grid, choose, image_size, level_windows, make_mixer
 from s4nd.models._sampling import make_stem
 
 __all__ = ['MixerBlock', 'S4NDViT', 'checkpoint_filter_fn']
@@ -74,7 +73,8 @@ class S4NDViT(Backbone):
         stem_extent: length of the kernels of the 's4nd' stem to each side, in pixels of the training size.
         gated: GLU after the linear map that follows the mixer.
         channels: kernels a feature.
-        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit, window: of every `S4ND`.
+        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit: of every `S4ND`.
+        window: of every `S4ND`; a pair for each grid where `set_input_size` made them differ (`level_windows`).
 
     Raises:
         ValueError: unknown mixer, stem, kernel or init; images smaller than a patch.
@@ -102,7 +102,7 @@ class S4NDViT(Backbone):
         dt_min: float = 0.1,
         dt_max: float = 1.0,
         bandlimit: float | None = None,
-        window: float | tuple[float, float] = 1.0,
+        window: float | tuple[Any, ...] = 1.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: Any = None,
@@ -113,12 +113,14 @@ class S4NDViT(Backbone):
         size = image_size(img_size)
         ssm = dict(
             kernel=kernel, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit,
-            window=window,
         )  # fmt: skip
+        # What is on the grid of the image, then of each stage (the patches).
+        windows = level_windows(window, len(depths))
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        mixer_ssm = dict(ssm, channels=channels, window=window if mixer == 's4nd' else 0.0)
+        stem_ssm = dict(ssm, window=windows[0])
+        mixer_ssm = dict(ssm, channels=channels, window=windows[1] if mixer == 's4nd' else 0.0)
         stem_module = make_stem(
-            stem, in_chans, embed_dim, patch_size, patch_size, size, ssm, norm=False, extent=stem_extent, **dd
+            stem, in_chans, embed_dim, patch_size, patch_size, size, stem_ssm, norm=False, extent=stem_extent, **dd
         )
         grid: Grid = stem_module.set_grid(size)
         super().__init__(
@@ -186,7 +188,6 @@ def s4nd_vit_base_patch16_1d(pretrained: bool = False, **kwargs: Any) -> Backbon
         mixer='s4nd_1d',
         channels=2,
         kernel='s4',
-        init='legs',
         dt_min=0.001,
         dt_max=0.1,
     )

@@ -11,6 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from s4nd.ops.fftconv import fft_conv, wrapped_spectrum
+from s4nd.ops.products import apply_matrix, axis_dim, from_channels, separable_product, to_channels
+
 METHODS = ('auto', 'toeplitz', 'fft')
 
 
@@ -40,17 +43,22 @@ def lag_taps(forward: Tensor, backward: Tensor, centred: bool, window: float = 1
     return taps / window if window > 1.0 else taps, (span - 1) // 4
 
 
-def separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: str = 'auto') -> Tensor:
+def separable_conv(
+    x: Tensor, taps: list[Tensor], centres: list[int], method: str = 'auto', skip: Tensor | None = None
+) -> Tensor:
     """Convolve x with a separable kernel, one axis after the other.
 
     Args:
         x: (B, C, L1, …, Ld), any floating dtype; half precision is computed in float32.
-        taps: one (R, C, K) for each axis; R is the same on all axes, and the R products are summed.
+        taps: for each axis (R, C, K), or the matrices (R, C, L, L) that `toeplitz` made of them for this size; R is the
+            same on all axes, and the R products are summed.
         centres: index of lag 0 on each axis (0: causal).
-        method: 'toeplitz' (matrix products), 'fft', or 'auto' (by the length of each axis and how many lines share it).
+        method: 'toeplitz' (matrix products), 'fft', or 'auto' (`use_toeplitz`).
+        skip: (C,), adds skip · x.
 
     Returns:
-        (B, C, L1, …, Ld), dtype of x.
+        (B, C, L1, …, Ld), dtype of x. In eager mode gradients cannot be differentiated again, unless some of several
+        axes is convolved by FFTs.
 
     Raises:
         ValueError: if numbers of axes, features or ranks do not agree, an axis is empty, or the method is unknown.
@@ -63,91 +71,97 @@ def separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: st
     if method != 'auto' and method != 'toeplitz' and method != 'fft':
         raise ValueError(f"unknown method '{method}': expected 'auto', 'toeplitz' or 'fft'")
     for axis in range(axes):
-        k = taps[axis]
-        if k.dim() != 3 or k.shape[0] != taps[0].shape[0] or k.shape[1] != x.shape[1]:
+        k, length = taps[axis], x.shape[axis + 2]
+        matrix = k.dim() == 4 and k.shape[2] == length and k.shape[3] == length
+        if not (k.dim() == 3 or matrix) or k.shape[0] != taps[0].shape[0] or k.shape[1] != x.shape[1]:
             raise ValueError(
-                f'taps of axis {axis} must be (rank, {x.shape[1]}, lags) as x has shape {list(x.shape)}, '
-                f'got {list(k.shape)}'
+                f'taps of axis {axis} must be (rank, {x.shape[1]}, lags), or matrices of that size, as x has shape '
+                f'{list(x.shape)}, got {list(k.shape)}'
             )
-        if x.shape[axis + 2] < 1:
+        if length < 1:
             raise ValueError(f'x has an empty axis: shape {list(x.shape)}')
         if centres[axis] < 0 or centres[axis] >= k.shape[2]:
             raise ValueError(f'centre {centres[axis]} of axis {axis} is outside its {k.shape[2]} lags')
     if torch.jit.is_scripting() or x.is_meta:
-        return _separable_conv(x, taps, centres, method)
+        return _separable_conv(x, taps, centres, method, skip)
     # Autocast would run the matrix products in half precision.
     with torch.autocast(x.device.type, enabled=False):
-        return _separable_conv(x, taps, centres, method)
+        return _separable_conv(x, taps, centres, method, skip)
 
 
-def _separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: str) -> Tensor:
+def use_toeplitz(size: list[int], axis: int, method: str = 'auto') -> bool:
+    """Whether `axis` of a signal (B, C, *size) is convolved by matrix products ('auto': up to a length) or FFTs.
+
+    The rule does not know the batch: results do not depend on it, and a compiled or exported model takes any.
+    """
+    if method != 'auto':
+        return method == 'toeplitz'
+    others = 1
+    for k in range(len(size)):
+        others *= size[k] if k != axis else 1
+    # Matrices pay where many lines share them. Measured on a CPU, batch 16, by benchmarks/axis_methods.py; other
+    # devices take the same limits.
+    return size[axis] <= min(512, 64 * others)
+
+
+def toeplitz(taps: Tensor, centre: int, length: int) -> Tensor:
+    """Lag taps (R, C, K) -> matrices (R, C, L, L) that stand for the convolution: row j, column i holds k[i - j]."""
+    # Lags beyond ±(length - 1) never meet the signal.
+    first, last = max(0, centre - length + 1), min(taps.shape[2], centre + length)
+    taps, centre = taps[..., first:last], centre - first
+    padded = torch.nn.functional.pad(taps, (length - 1 - centre, length - (taps.shape[2] - centre)))  # (R, C, 2L - 1)
+    return padded.unfold(2, length, 1).flip(2)
+
+
+def _separable_conv(
+    x: Tensor, taps: list[Tensor], centres: list[int], method: str, skip: Tensor | None
+) -> Tensor:
     dtype = x.dtype
     if dtype == torch.float16 or dtype == torch.bfloat16:
         x = x.float()
-    # (C, L1, B, L2, L3): the first and the last axis are then one matrix product each, without another copy.
+    if skip is not None:
+        skip = skip.to(x.dtype)
     axes = x.dim() - 2
-    u = x.transpose(0, 1) if axes == 1 else x.movedim(0, 2)
+    size = list(x.shape[2:])
+    operators: list[Tensor] = []
+    all_matrices = True
+    for axis in range(axes):
+        k = taps[axis].to(x.dtype)
+        if k.dim() == 3 and use_toeplitz(size, axis, method):
+            k = toeplitz(k, centres[axis], size[axis])
+        all_matrices = all_matrices and k.dim() == 4
+        operators.append(k)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript needs the condition to stand alone)
+        if not torch.compiler.is_compiling() and not x.is_meta:
+            if all_matrices:
+                return separable_product(x, operators, skip).to(dtype)
+            if axes == 1:
+                # One axis: ranks add up before the convolution, and so does the skip, at lag 0.
+                k = operators[0].sum(0)
+                if skip is not None:
+                    k = torch.cat([k[:, : centres[0]], k[:, centres[0], None] + skip[:, None], k[:, centres[0] + 1 :]], 1)
+                return fft_conv(x, k, centres[0]).to(dtype)
+    u = to_channels(x)
     y = u
     for rank in range(taps[0].shape[0]):
         z = u
         for axis in range(axes):
-            k = taps[axis][rank].to(x.dtype)
-            dim = 2 if axes == 1 else (1 if axis == 0 else axis + 2)
-            z = _conv_axis(z, k, centres[axis], dim, method)
+            k = operators[axis][rank]
+            dim = axis_dim(axis, axes)
+            z = apply_matrix(z, k, dim) if k.dim() == 3 else _apply_fft(z, k, centres[axis], dim)
         y = z if rank == 0 else y + z
-    y = y.transpose(0, 1) if axes == 1 else y.movedim(2, 0)
     # Contiguous: what follows is elementwise beside contiguous tensors, and slow over mixed strides.
-    return y.to(dtype).contiguous()
-
-
-def _conv_axis(x: Tensor, taps: Tensor, centre: int, dim: int, method: str) -> Tensor:
-    """x (C, …) along `dim` with lag taps (C, K), lag 0 at `centre`."""
-    length = x.shape[dim]
-    # Lags beyond ±(length - 1) never meet the signal.
-    first, last = max(0, centre - length + 1), min(taps.shape[1], centre + length)
-    taps, centre = taps[:, first:last], centre - first
-    # Building a Toeplitz matrix pays where enough lines share it; past 512 it is too much memory. Measured on a CPU by
-    # benchmarks/axis_methods.py.
-    lines = x.numel() // (x.shape[0] * length)
-    short = length <= 4 * lines and length <= 512
-    if method == 'toeplitz' or (method == 'auto' and short):
-        return _apply_toeplitz(x, taps, centre, dim)
-    return _apply_fft(x, taps, centre, dim)
-
-
-def _apply_toeplitz(x: Tensor, taps: Tensor, centre: int, dim: int) -> Tensor:
-    """Multiply by T[i, j] = k[i - j], (L, L) for each feature."""
-    length, channels = x.shape[dim], x.shape[0]
-    padded = torch.nn.functional.pad(taps, (length - 1 - centre, length - (taps.shape[1] - centre)))  # (C, 2L - 1)
-    transposed = padded.unfold(1, length, 1).flip(1)  # row j holds k[i - j] for i = 0 … L - 1
-    if dim == 1 and x.dim() > 3:
-        y = torch.bmm(transposed.transpose(1, 2), x.reshape(channels, length, -1))
-        return y.reshape(x.shape)
-    rows = x.movedim(dim, -1)
-    y = torch.bmm(rows.reshape(channels, -1, length), transposed)
-    return y.reshape(rows.shape).movedim(-1, dim)
+    y = from_channels(y).contiguous()
+    if skip is not None:
+        y = y + skip.reshape([-1] + [1] * axes) * x
+    return y.to(dtype)
 
 
 def _apply_fft(x: Tensor, taps: Tensor, centre: int, dim: int) -> Tensor:
-    """Zero-padded FFT product along `dim`."""
+    """x (C, …) with lag taps (C, K), lag 0 at `centre`, along `dim`."""
     length = x.shape[dim]
-    size = fft_size(length + taps.shape[1] - 1)
+    spectrum, size = wrapped_spectrum(taps, centre, length)
     shape = [1] * x.dim()
     shape[0], shape[dim] = x.shape[0], size // 2 + 1
-    spectrum = torch.fft.rfft(taps, n=size).reshape(shape)
-    y = torch.fft.irfft(torch.fft.rfft(x, n=size, dim=dim) * spectrum, n=size, dim=dim)
-    return y.narrow(dim, centre, length)
-
-
-def fft_size(minimum: int) -> int:
-    """The least even size >= minimum of the form 2^a, 3·2^a or 5·2^a: FFT sizes with small primes are the fast ones."""
-    size = 2
-    while size < minimum:
-        size *= 2
-    best = size
-    for factor in [3, 5]:
-        size = 2 * factor
-        while size < minimum:
-            size *= 2
-        best = min(best, size)
-    return best
+    y = torch.fft.irfft(torch.fft.rfft(x, n=size, dim=dim) * spectrum.reshape(shape), n=size, dim=dim)
+    return y.narrow(dim, 0, length)

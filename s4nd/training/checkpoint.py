@@ -19,6 +19,7 @@ from s4nd.files import write_atomically
 
 __all__ = [
     'CheckpointError',
+    'find_weights',
     'load_state',
     'load_weights',
     'read_metadata',
@@ -41,6 +42,19 @@ def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, str]) -
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     header = {'format': FORMAT, **metadata}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def find_weights(path: str | Path) -> Path:
+    """A weights file itself, or of a run's folder the best weights, else the last. FileNotFoundError: none there."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f'no checkpoint at {path}')
+    for name in ('best.safetensors', 'last.safetensors'):
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f'no best.safetensors or last.safetensors in {path}')
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from s4nd.kernels import Kernel, S4DKernel, S4Kernel, dplr
-from tests.golden_cases import load, tensor, transformed
+from s4nd.published import load_published_kernel
+from tests.golden_cases import load, published, tensor, transforms
 
 DIAGONAL = {name: case for name, case in load('kernels_diag').items() if case['meta']['disc'] != 'dss'}
 DPLR = load('kernels_dplr')
@@ -42,15 +43,8 @@ def dplr_kernel(case: dict, dtype: torch.dtype) -> S4Kernel:
 
 
 def fill(kernel: Kernel, case: dict) -> None:
-    with torch.no_grad():
-        kernel.log_dt.copy_(tensor(transformed(case, 'inv_dt')).log())
-        kernel.log_A_real.copy_(tensor(transformed(case, 'A_real')).log())
-        if kernel.A_imag is not None:
-            kernel.A_imag.copy_(tensor(transformed(case, 'A_imag', 'none')))
-        kernel.B.copy_(tensor(case['B']).reshape(kernel.B.shape))
-        kernel.C.copy_(tensor(case['C']))
-        if 'P' in case:
-            kernel.P.copy_(tensor(case['P']))
+    before_any_call = {key: value for key, value in published(case).items() if key != 'l_kernel'}
+    load_published_kernel(kernel, before_any_call, **transforms(case))
 
 
 def check_taps(kernel: Kernel, case: dict, tolerance: float) -> None:

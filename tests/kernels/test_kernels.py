@@ -6,7 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from s4nd.kernels import KERNELS, Kernel, S4DKernel, S4Kernel, dplr, make_kernel
+from s4nd import S4
+from s4nd.kernels import (
+    KERNELS,
+    CKConvKernel,
+    DSSExpKernel,
+    DSSSoftmaxKernel,
+    EMAKernel,
+    Kernel,
+    LMUKernel,
+    LSSLKernel,
+    S4DKernel,
+    S4Kernel,
+    SGConvKernel,
+    dplr,
+    make_kernel,
+)
+from s4nd.kernels.ckconv import SIREN
 from tests import oracles
 
 STEPS = [1 / 3, 0.5, 1.0, 1.5, 2.0]
@@ -22,20 +38,40 @@ EVERY = [
     ('s4', {'init': 'fout'}),
     ('s4', {'init': 'hippo', 'n_ssm': 2}),
     ('s4', {'init': 'legs', 'options': {'rank': 3}}),
+    ('dss-exp', {}),
+    ('dss-exp', {'n_ssm': 3}),
+    ('dss-softmax', {'n_ssm': 2}),
+    ('lmu', {'options': {'theta': 12.5}}),
+    ('lssl', {}),
+    ('lssl', {'init': 'legt', 'n_ssm': 2}),
+    ('ema', {}),
+    ('sgconv', {'d_state': 3}),
+    ('sgconv', {'d_state': 64}),
+    ('ckconv', {'options': {'hidden': 5}}),
+    ('ckconv', {'options': {'network': 'siren', 'mask': False}}),
 ]
-IDS = [f'{name}-{"-".join(map(str, options.values()))}' for name, options in EVERY]
 
 
-@pytest.fixture(params=['stepwise', 'squaring'])
-def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways in which the DPLR kernel computes its taps."""
-    monkeypatch.setattr(dplr, '_STEPWISE_UP_TO', {'stepwise': 1000, 'squaring': 0}[request.param])
+def ids(cases: list[tuple[str, dict]]) -> list[str]:
+    return ['-'.join([name, *map(str, options.values())]) for name, options in cases]
+
+
+IDS = ids(EVERY)
+DPLR = [case for case in EVERY if case[0] == 's4']
+BANDLIMITED = ('s4d', 's4', 'dss-exp', 'dss-softmax', 'lmu')
+RECURRENT = [case for case in EVERY if KERNELS[case[0]].has_recurrence]
 
 
 def build(name: str, options: dict, **more: object) -> Kernel:
     torch.manual_seed(0)
-    defaults = {'channels': 2, 'd_state': 8, 'dt_min': 0.01, 'dt_max': 0.5, 'dtype': torch.float64}
-    return make_kernel(name, 6, **{**defaults, **options, **more})
+    defaults = {'channels': 2, 'd_state': 8, 'dt_min': 0.01, 'dt_max': 0.5, 'length': 20, 'dtype': torch.float64}
+    kernel = make_kernel(name, 6, **{**defaults, **options, **more})
+    if isinstance(kernel, DSSSoftmaxKernel):
+        # Both signs of Re Λ; ε is met in test_dss.py.
+        kernel.epsilon = 0.0
+        with torch.no_grad():
+            kernel.A_real[..., ::2] *= -1
+    return kernel
 
 
 def complex_(pair: Tensor) -> Tensor:
@@ -44,6 +80,14 @@ def complex_(pair: Tensor) -> Tensor:
 
 def oracle(kernel: Kernel, length: int, step: float) -> Tensor:
     """The same taps from the definitions, differentiable in the kernel's parameters."""
+    if isinstance(kernel, EMAKernel):
+        p = torch.sigmoid(kernel.alpha)
+        q = 1 - p * torch.sigmoid(kernel.delta)
+        return oracles.ema_taps(p, q, kernel.beta, kernel.gamma, length, step)
+    if isinstance(kernel, SGConvKernel):
+        return oracles.sgconv_taps(kernel.weight, length, step) / kernel.norm
+    if isinstance(kernel, CKConvKernel):
+        return coordinate_taps(kernel, length, step)
     H = kernel.d_model
     rows = torch.arange(H) % kernel.n_ssm
     dt = kernel.log_dt.exp() * step
@@ -52,6 +96,16 @@ def oracle(kernel: Kernel, length: int, step: float) -> Tensor:
         A = torch.complex(-kernel.log_A_real.exp(), -imag)[rows]
         B, C = (kernel.B, kernel.C) if kernel.is_real else (complex_(kernel.B), complex_(kernel.C))
         return oracles.diagonal_taps(dt, A, B[rows], C, length, kernel.discretization)
+    if isinstance(kernel, (DSSExpKernel, DSSSoftmaxKernel)):
+        softmax = isinstance(kernel, DSSSoftmaxKernel)
+        A = torch.complex(kernel.A_real if softmax else -kernel.log_A_real.exp(), -kernel.A_imag)[rows]
+        window = kernel.length if softmax else None
+        return oracles.dss_taps(dt / step, A, complex_(kernel.C), length, step, window)
+    if isinstance(kernel, LMUKernel):
+        return oracles.zoh_taps(dt.item(), *oracles.lmu_matrices(kernel.d_state), kernel.C, length)
+    if isinstance(kernel, LSSLKernel):
+        systems = [(dt[h], kernel.A[h % kernel.n_ssm], kernel.B[h % kernel.n_ssm], kernel.C[:, h]) for h in range(H)]
+        return torch.stack([oracles.bilinear_taps(*system, length) for system in systems], 1)
     w = torch.complex(-kernel.log_A_real.exp(), -kernel.A_imag)
     B, C, P = complex_(kernel.B), complex_(kernel.C), complex_(kernel.P)
     taps = []
@@ -61,19 +115,63 @@ def oracle(kernel: Kernel, length: int, step: float) -> Tensor:
     return torch.stack(taps, 1)
 
 
-@pytest.mark.parametrize(('name', 'options'), EVERY, ids=IDS)
-@pytest.mark.parametrize('length', [1, 2, 7, 33])
-@pytest.mark.usefixtures('route')
-def test_taps_are_exact_at_every_step(name: str, options: dict, length: int) -> None:
-    kernel = build(name, options)
+def coordinate_taps(kernel: CKConvKernel, length: int, step: float) -> Tensor:
+    """The network of a CKConv kernel at one coordinate after the other, times mask and step."""
+    network, taps = kernel.network, []
+    names = ('first', 'second', 'out') if isinstance(network, SIREN) else ('second', 'third', 'out')
+    layers = [(getattr(network, name).weight, getattr(network, name).bias) for name in names]
+    for lag in range(length):
+        t = (lag + 0.5) * step / kernel.length
+        x = torch.tensor([2 * t - 1], dtype=torch.float64)
+        if isinstance(network, SIREN):
+            value = oracles.siren(x, layers, network.omega_0)
+        else:
+            value = oracles.magnet(x, [(g.gamma, g.mu, g.weight, g.bias) for g in network.filters], layers)
+        value = value.reshape(kernel.channels, -1) * step / kernel.length * (t < 1) / kernel.norm
+        if kernel.log_width is not None:
+            value = value * torch.exp(-0.5 * (2 * t / kernel.log_width[..., 0].exp()) ** 2)
+        taps.append(value)
+    return torch.stack(taps, -1)
+
+
+def check_taps(kernel: Kernel, lengths: tuple[int, ...] = (1, 2, 7, 33)) -> None:
     for step in STEPS:
-        torch.testing.assert_close(kernel(length, step), oracle(kernel, length, step), atol=1e-10, rtol=0)
+        true = oracle(kernel, max(lengths), step)
+        for length in lengths:
+            torch.testing.assert_close(kernel(length, step), true[..., :length], atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize(('name', 'options'), EVERY, ids=IDS)
-@pytest.mark.usefixtures('route')
-def test_gradients(name: str, options: dict) -> None:
+def test_taps_are_exact_at_every_step(name: str, options: dict) -> None:
     kernel = build(name, options)
+    check_taps(kernel)
+    true = oracle(kernel, 33, 1.0)
+    for length in range(1, 34):
+        torch.testing.assert_close(kernel(length), true[..., :length], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(('name', 'options'), EVERY, ids=IDS)
+def test_long_taps(name: str, options: dict) -> None:
+    kernel = build(name, options, length=1000)
+    with torch.no_grad():
+        torch.testing.assert_close(kernel(1500, 0.7), oracle(kernel, 1500, 0.7), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(('name', 'options'), EVERY, ids=IDS)
+def test_gradients(name: str, options: dict) -> None:
+    check_gradients(build(name, options))
+
+
+@pytest.mark.parametrize(('name', 'options'), DPLR, ids=ids(DPLR))
+def test_dplr_by_squaring(name: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short DPLR kernels are computed by stepping; long ones like this."""
+    monkeypatch.setattr(dplr, '_STEPWISE_UP_TO', 0)
+    kernel = build(name, options)
+    check_taps(kernel)
+    check_gradients(kernel)
+
+
+def check_gradients(kernel: Kernel) -> None:
     weight = torch.randn(2, 6, 13, dtype=torch.float64)
     parameters = dict(kernel.named_parameters())
     ours = torch.autograd.grad((kernel(13, 0.7) * weight).sum(), list(parameters.values()))
@@ -95,7 +193,7 @@ def test_evaluation_changes_nothing(name: str, options: dict) -> None:
     torch.testing.assert_close(kernel(30)[..., :9], first, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(('name', 'options'), EVERY, ids=IDS)
+@pytest.mark.parametrize(('name', 'options'), RECURRENT, ids=ids(RECURRENT))
 @pytest.mark.parametrize('step', [1.0, 0.5])
 def test_stepping_equals_convolving(name: str, options: dict, step: float) -> None:
     kernel = build(name, options)
@@ -112,22 +210,23 @@ def test_stepping_equals_convolving(name: str, options: dict, step: float) -> No
     torch.testing.assert_close(torch.stack(y, -1), true, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize(('name', 'init'), [('s4d', 'lin'), ('s4d', 'legs'), ('s4', 'legs'), ('s4', 'fout')])
+@pytest.mark.parametrize(('name', 'init'), [
+    ('s4d', 'lin'), ('s4d', 'legs'), ('s4', 'legs'), ('s4', 'fout'), ('dss-exp', None), ('lmu', None), ('lssl', 'legs'),
+    ('lssl', 'fout'), ('ema', None)])  # fmt: skip
 def test_float32_steps_stay_with_the_convolution(name: str, init: str) -> None:
     torch.manual_seed(0)
     kernel = make_kernel(name, 2, d_state=64, init=init)
-    taps = kernel(1500)
-    state, y = kernel.init_state(1), []
-    impulse = torch.ones(1, 2)
+    y, impulse = [], torch.ones(1, 2)
     with torch.no_grad():
+        taps, system, x = kernel(1500), kernel.system(), kernel.init_state(1)['x']
         for _ in range(1500):
-            y_k, state = kernel.step(impulse, state)
+            y_k, x = kernel.advance(impulse, x, system)
             y.append(y_k[0, 0])
             impulse = torch.zeros(1, 2)
     assert (torch.stack(y, -1) - taps[0]).abs().max() < 1e-4 * max(1.0, taps.abs().max().item())
 
 
-@pytest.mark.parametrize('name', KERNELS)
+@pytest.mark.parametrize('name', ['s4d', 's4', 'dss-exp', 'dss-softmax'])
 @pytest.mark.parametrize('n_ssm', [1, 2, 3, 6])
 def test_bandlimit_masks_the_true_C(name: str, n_ssm: int) -> None:
     options = {'n_ssm': n_ssm, 'dt_min': 0.3, 'dt_max': 1.0}
@@ -146,7 +245,7 @@ def test_bandlimit_masks_the_true_C(name: str, n_ssm: int) -> None:
 
 @pytest.mark.parametrize(('name', 'options'), EVERY, ids=IDS)
 def test_rescaled_time_is_another_step(name: str, options: dict) -> None:
-    kernel = build(name, options, bandlimit=0.4)
+    kernel = build(name, options, bandlimit=0.4 if name in BANDLIMITED else None)
     before = kernel(12, 0.75)
     kernel.rescale_time(1.5)
     torch.testing.assert_close(kernel(12, 0.5), before, atol=1e-12, rtol=0)
@@ -171,10 +270,29 @@ def test_dtype_follows_and_meta_builds(name: str) -> None:
     assert kernel.to(torch.bfloat16)(5).dtype == torch.float32
     assert kernel.double()(5).dtype == torch.float64
     assert all(not p.is_complex() for p in kernel.parameters())
-    meta = make_kernel(name, 6, device='meta')
+    meta = make_kernel(name, 6, length=20, device='meta')
     assert meta(5).shape == (1, 6, 5)
     meta.to_empty(device='cpu').reset_parameters()
     assert meta(5).isfinite().all()
+
+
+@pytest.mark.parametrize('name', KERNELS)
+def test_torchscript(name: str) -> None:
+    kernel = build(name, {}, dtype=torch.float32)
+    scripted = torch.jit.script(kernel)
+    for length, step in ((5, 1.0), (33, 0.5)):
+        torch.testing.assert_close(scripted(length, step), kernel(length, step), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', [name for name, kernel in KERNELS.items() if not kernel.has_recurrence])
+def test_stepping_without_a_recurrence(name: str) -> None:
+    kernel = build(name, {})
+    with pytest.raises(ValueError, match=f'{type(kernel).__name__} has no recurrence'):
+        kernel.init_state(1)
+    with pytest.raises(ValueError, match=f'{type(kernel).__name__} has no recurrence'):
+        kernel.step(torch.zeros(1, 6), {})
+    with pytest.raises(ValueError, match=f"kernel '{name}' has no recurrence"):
+        S4(6, kernel=name, kernel_options={'length': 20})
 
 
 @pytest.mark.parametrize(('call', 'says'), [
@@ -192,6 +310,23 @@ def test_dtype_follows_and_meta_builds(name: str) -> None:
     (lambda: make_kernel('s4d', 4, options={'rank': 2}), "no option.*rank.*discretization"),
     (lambda: make_kernel('s4', 4, init='legt', options={'rank': 1}), "'legt' needs rank 2.*1"),
     (lambda: make_kernel('s4', 3, init='hippo', n_ssm=3), "'hippo' mixes 2.*3"),
+    (lambda: make_kernel('lssl', 4, init='lin'), "unknown init 'lin' for kernel 'lssl'.*legs"),
+    (lambda: make_kernel('lssl', 4, bandlimit=0.5), "'lssl' has no bandlimit.*0.5"),
+    (lambda: make_kernel('ema', 4, n_ssm=2), "'ema' has no n_ssm.*2"),
+    (lambda: make_kernel('ema', 4, d_state=0), 'd_state.*0'),
+    (lambda: make_kernel('lmu', 4, options={'theta': -1.0}), 'theta.*-1.0'),
+    (lambda: make_kernel('lmu', 4, d_state=7), 'd_state.*7'),
+    (lambda: make_kernel('dss-exp', 4, init='lin'), "'dss-exp' has no init.*'lin'"),
+    (lambda: make_kernel('dss-exp', 4, d_state=2), 'd_state.*2'),
+    (lambda: make_kernel('dss-softmax', 4), "'dss-softmax' spans its axis and needs its length"),
+    (lambda: make_kernel('sgconv', 4), "'sgconv' spans its axis and needs its length"),
+    (lambda: make_kernel('sgconv', 4, length=0.5), "'sgconv' needs an axis of at least 1.*0.5"),
+    (lambda: make_kernel('sgconv', 4, d_state=0, length=8), 'd_state.*0'),
+    (lambda: make_kernel('ckconv', 4), "'ckconv' spans its axis and needs its length"),
+    (lambda: make_kernel('ckconv', 4, length=1), "'ckconv' needs an axis of at least 2.*1"),
+    (lambda: make_kernel('ckconv', 4, length=8, options={'network': 'mlp'}), "'mlp'.*magnet, siren"),
+    (lambda: make_kernel('ckconv', 4, length=8, options={'hidden': 0}), 'hidden.*0'),
+    (lambda: make_kernel('s4d', 4, options={'length': 8}), r"no option \['length'\]"),
     (lambda: make_kernel('s4d', 4)(0), 'length.*0'),
     (lambda: make_kernel('s4d', 4)(8, 0.0), 'step.*0.0'),
     (lambda: make_kernel('s4', 4)(8, float('nan')), 'step.*nan'),

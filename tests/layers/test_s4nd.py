@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from s4nd import S4ND
 from s4nd.layers.memo import Memo
+from s4nd.published import load_published
 from tests import oracles
-from tests.golden_cases import load, tensor
+from tests.golden_cases import load, published, tensor
 
 CASES = load('s4nd')
 DOUBLE = torch.float64
@@ -41,15 +42,7 @@ def golden_layer(case: dict, dtype: torch.dtype, method: str) -> S4ND:
     )
     # The published rate multiplies dt on every axis; a grid of rate · size, whole or not, says the same.
     layer._grid = [meta['rate'] * size for size in meta['Ls']]
-    names = {'inv_dt': 'log_dt', 'A_real': 'log_A_real', 'A_imag': 'A_imag', 'B': 'B', 'C': 'C', 'P': 'P'}
-    with torch.no_grad():
-        for axis, kernel in enumerate(layer.kernels):
-            for theirs, ours in names.items():
-                if f'sd.kernel.{axis}.{theirs}' in case:
-                    parameter = getattr(kernel, ours)
-                    parameter.copy_(tensor(case[f'sd.kernel.{axis}.{theirs}']).reshape(parameter.shape))
-        if layer.D is not None:
-            layer.D.copy_(tensor(case['sd.D']))
+    load_published(layer, published(case, 'sd.'))
     return layer
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from s4nd.ops import lag_taps, separable_conv
-from s4nd.ops.longconv import fft_size
+from s4nd.ops import fftconv, lag_taps, separable_conv, toeplitz
+from s4nd.ops.fftconv import fft_size
 from tests import oracles
 
 SIZES = [(1,), (2,), (11,), (16,), (1, 1), (1, 9), (7, 4), (6, 6), (1, 1, 1), (3, 5, 4), (4, 1, 6)]
@@ -36,6 +36,63 @@ def test_equals_the_direct_sum(size: tuple[int, ...], method: str, kind: str, ra
     ours = torch.autograd.grad((y * weight).sum(), [x, *taps])
     for a, b in zip(ours, torch.autograd.grad((true * weight).sum(), [x, *taps]), strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize('size', [(1,), (9,), (4, 7), (3, 1, 5)], ids=str)
+@pytest.mark.parametrize('method', ['toeplitz', 'fft'])
+@pytest.mark.parametrize('rank', [1, 2])
+def test_skip_and_scripted_path(size: tuple[int, ...], method: str, rank: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    taps, centres = random_taps(size, rank, 3, 'bidirectional')
+    skip = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn_like(x)
+    true = oracles.direct_conv(x, oracles.full_kernel(taps), centres) + skip.reshape(3, *[1] * len(size)) * x
+    gradients = torch.autograd.grad((true * weight).sum(), [x, skip, *taps])
+    for function in (separable_conv, torch.jit.script(separable_conv)):
+        y = function(x, taps, centres, method, skip)
+        torch.testing.assert_close(y, true, atol=1e-11, rtol=0)
+        for a, b in zip(torch.autograd.grad((y * weight).sum(), [x, skip, *taps]), gradients, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+
+
+def test_matrices_stand_for_taps() -> None:
+    x, (taps, centres) = torch.randn(2, 3, 6, 4), random_taps((6, 4), 2, 3, 'bidirectional')
+    taps = [k.detach().float() for k in taps]
+    matrices = [toeplitz(k, centre, length) for k, centre, length in zip(taps, centres, (6, 4), strict=True)]
+    torch.testing.assert_close(separable_conv(x, matrices, centres), separable_conv(x, taps, centres, 'fft'))
+
+
+def test_features_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 5, 40, requires_grad=True)
+    taps = torch.randn(1, 5, 50, requires_grad=True)
+    whole = separable_conv(x, [taps], [7], 'fft')
+    expected = torch.autograd.grad(whole.square().sum(), [x, taps])
+    monkeypatch.setattr(fftconv, '_groups', lambda x: [slice(0, 2), slice(2, 4), slice(4, 6)])
+    parts = separable_conv(x, [taps], [7], 'fft')
+    torch.testing.assert_close(parts, whole)
+    for a, b in zip(torch.autograd.grad(parts.square().sum(), [x, taps]), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_only_what_is_needed_gets_a_gradient() -> None:
+    for size in [(8,), (4, 4)]:
+        x, taps = torch.randn(1, 2, *size), [torch.randn(1, 2, 9, requires_grad=True) for _ in size]
+        for method in ('toeplitz', 'fft'):
+            separable_conv(x, taps, [4] * len(size), method).sum().backward()
+            assert x.grad is None
+            assert all(k.grad.abs().max() > 0 for k in taps)
+
+
+def test_backward_under_autocast_stays_in_float32() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12, 12, requires_grad=True)
+    taps = [torch.randn(1, 3, 23, requires_grad=True) for _ in range(2)]
+    expected = torch.autograd.grad(separable_conv(x, taps, [11, 11]).square().sum(), [x, *taps])
+    with torch.autocast('cpu', torch.bfloat16):
+        y = separable_conv(x, taps, [11, 11]).square().sum()
+        for a, b in zip(torch.autograd.grad(y, [x, *taps]), expected, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize('method', ['toeplitz', 'fft'])

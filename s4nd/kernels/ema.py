@@ -1,0 +1,117 @@
+"""EMA: the multi-dimensional damped exponential moving average of Mega (arXiv 2209.10655).
+
+x_k = q x_{k-1} + p β u_k and y_k = γ·x_k / √N with p = σ(α), q = 1 - p σ(δ): K[l] = Σ_n (γ_n/√N) p_n β_n q_nˡ.
+All is real. Shape legend: see base.py; N real decays a feature.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from s4nd.kernels.base import Kernel, check_length_and_step, wide
+from s4nd.ops.exponentials import block_split
+
+
+class EMAKernel(Kernel):
+    """Damped moving averages, weighted by trained γ.
+
+    At another step the decay of a sample is q^step, and its weight is that of an input held over the step,
+    p·(1 - q^step)/(1 - q): a constant input gives the same output at every step.
+
+    Args:
+        d_model: H, number of features.
+        channels: kernels a feature, which share α, δ and β.
+        d_state: N, moving averages a feature (the paper takes 16).
+
+    Raises:
+        ValueError: for sizes below 1.
+    """
+
+    has_recurrence = True
+    unit: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        channels: int = 1,
+        d_state: int = 16,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(d_model, channels)
+        if d_state < 1:
+            raise ValueError(f'd_state must be at least 1, got {d_state}')
+        self.d_state = d_state
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.alpha = parameter(d_model, d_state)
+        self.delta = parameter(d_model, d_state)
+        self.beta = parameter(d_model, d_state)
+        self.gamma = parameter(channels, d_model, d_state)
+        # The sample to which α speaks, in samples of the training grid: σ(α) < 1 leaves no room for a longer one.
+        self.register_buffer('unit', torch.empty((), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as published: α and δ from N(0, 0.2²), β alternately ±1 plus N(0, 0.02²), γ from N(0, 1)."""
+        with torch.no_grad():
+            self.alpha.normal_(std=0.2)
+            self.delta.normal_(std=0.2)
+            self.beta.normal_(std=0.02)
+            self.beta[:, 0::2] += 1
+            self.beta[:, 1::2] -= 1
+            self.gamma.normal_()
+            self.unit.fill_(1.0)
+
+    def rescale_time(self, factor: float) -> None:
+        with torch.no_grad():
+            self.unit.mul_(factor)
+
+    def forward(self, length: int, step: float = 1.0) -> Tensor:
+        """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
+        check_length_and_step(length, step)
+        log_q, weight = self._discretize(step)
+        rows, columns = block_split(length)
+        lags = torch.arange(max(rows, columns), device=log_q.device, dtype=log_q.dtype)
+        right = torch.exp(log_q[..., None] * lags[:columns])  # (H, N, columns)
+        left = torch.exp(log_q[:, None] * (columns * lags[:rows, None]))  # (H, rows, N)
+        left = (self._readout() * weight)[:, :, None] * left  # (c, H, rows, N)
+        taps = torch.bmm(left.transpose(0, 1).flatten(1, 2), right)  # (H, c·rows, columns)
+        taps = taps.reshape(self.d_model, self.channels, rows * columns)[..., :length].transpose(0, 1)
+        return taps.to(torch.promote_types(self.gamma.dtype, torch.float32))
+
+    def init_state(self, batch: int) -> dict[str, Tensor]:
+        """{'x': (B, H, N)}."""
+        dtype = torch.promote_types(self.gamma.dtype, torch.float32)
+        return {'x': torch.zeros(batch, self.d_model, self.d_state, device=self.gamma.device, dtype=dtype)}
+
+    def system(self, step: float = 1.0) -> list[Tensor]:
+        """The one-step form [decay, input weight, readout], for `advance`."""
+        dtype = torch.promote_types(self.gamma.dtype, torch.float32)
+        log_q, weight = self._discretize(step)
+        return [t.to(dtype) for t in [log_q.exp(), weight, self._readout()]]
+
+    @staticmethod
+    def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """One sample: u (B, H), x (B, H, N) -> y (B, c, H), new x."""
+        decay, weight, readout = system
+        x = decay * x + weight * u.to(x.dtype)[..., None]
+        return (readout * x[:, None]).sum(-1), x
+
+    def step(self, u: Tensor, state: dict[str, Tensor], step: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        y, x = self.advance(u, state['x'], self.system(step))
+        return y.to(u.dtype), {'x': x}
+
+    def _discretize(self, step: float) -> tuple[Tensor, Tensor]:
+        """log q·step and the weight of an input, each (H, N), float64."""
+        p = torch.sigmoid(wide(self.alpha))
+        forgotten = p * torch.sigmoid(wide(self.delta))  # 1 - q
+        log_q = torch.log1p(-forgotten) * (wide(self.unit) * step)
+        return log_q, p * wide(self.beta) * -torch.expm1(log_q) / forgotten
+
+    def _readout(self) -> Tensor:
+        return wide(self.gamma) / math.sqrt(self.d_state)

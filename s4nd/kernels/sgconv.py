@@ -1,0 +1,99 @@
+"""SGConv: a kernel of several scales, each twice as long and half as large as the one before (arXiv 2210.09298).
+
+S sub-kernels of d taps stand one after the other; the i-th is stretched by 2^max(0, i-1) through linear interpolation
+and multiplied by 2^-i. S = 1 + ⌈log2(length/d)⌉, so the parameters grow with the logarithm of the length.
+Shape legend: see base.py.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from s4nd.kernels.base import Kernel, check_length_and_step, wide
+
+
+class SGConvKernel(Kernel):
+    """Multiscale decaying kernel, a function of time through the interpolation; zero after its last scale.
+
+    A tap at step s is s times the function in the middle of its cell: the published taps at the training step, the
+    scales sampled more or less densely at another.
+
+    Args:
+        d_model: H, number of features.
+        channels: kernels a feature.
+        d_state: d, taps of a sub-kernel, at most the length.
+        length: of the axis, in samples of the training grid.
+
+    A kernel is divided by its norm over `length` taps when it is initialised; the norm is kept as a buffer.
+
+    Raises:
+        ValueError: for sizes below 1, or a length that is not known (infinite) or below 1.
+    """
+
+    unit: Tensor
+    norm: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        channels: int = 1,
+        d_state: int = 64,
+        length: float = math.inf,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(d_model, channels)
+        check_axis('sgconv', length, 1)
+        if d_state < 1:
+            raise ValueError(f'd_state must be at least 1, got {d_state}')
+        self.initial_length = math.ceil(length)
+        self.taps = min(d_state, self.initial_length)
+        self.scales = 1 + math.ceil(math.log2(self.initial_length / self.taps))
+        self.weight = nn.Parameter(torch.empty(channels, d_model, self.scales, self.taps, device=device, dtype=dtype))
+        self.register_buffer('norm', torch.empty(channels, d_model, 1, device=device, dtype=dtype))
+        # The tap of the first scale, in samples of the training grid.
+        self.register_buffer('unit', torch.empty((), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise: weights from N(0, 1), and the norm of the kernel they give."""
+        with torch.no_grad():
+            self.weight.normal_()
+            self.unit.fill_(1.0)
+            self.norm.fill_(1.0)
+            self.norm.copy_(self.forward(self.initial_length).norm(dim=-1, keepdim=True))
+
+    def rescale_time(self, factor: float) -> None:
+        with torch.no_grad():
+            self.unit.mul_(factor)
+
+    def forward(self, length: int, step: float = 1.0) -> Tensor:
+        """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
+        check_length_and_step(length, step)
+        width = wide(self.unit) * step
+        t = (torch.arange(length, device=width.device, dtype=width.dtype) + 0.5) * width  # in taps of the first scale
+        ends = self.taps * torch.exp2(torch.arange(self.scales, device=t.device, dtype=t.dtype))  # scale i: d·2^i
+        scale = (t[:, None] >= ends[:-1]).to(t.dtype).sum(-1)
+        stretch = torch.exp2((scale - 1).clamp(min=0.0))
+        start = torch.where(scale > 0, self.taps * stretch, torch.zeros_like(stretch))
+        place = ((t - start) / stretch - 0.5).clamp(0.0, float(self.taps - 1))
+        left = place.floor()
+        index = (scale * self.taps + left).long()
+        weight = wide(self.weight).flatten(2)
+        right = weight.index_select(2, (index + 1).clamp(max=weight.shape[2] - 1))  # unused where place is whole
+        taps = torch.lerp(weight.index_select(2, index), right, (place - left).expand_as(right))
+        taps = taps * (width * torch.exp2(-scale) * (t < ends[-1])) / wide(self.norm)
+        return taps.to(torch.promote_types(self.weight.dtype, torch.float32))
+
+
+def check_axis(name: str, length: float, minimum: int) -> None:
+    """Raise ValueError unless the length of the axis is known and at least `minimum`."""
+    if length == math.inf:
+        raise ValueError(
+            f"kernel '{name}' spans its axis and needs its length: give the layer a grid or l_max, or the kernel the "
+            "option {'length': samples of the training grid}"
+        )
+    if not length >= minimum:
+        raise ValueError(f"kernel '{name}' needs an axis of at least {minimum} samples, got length {length}")

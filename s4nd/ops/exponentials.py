@@ -1,0 +1,104 @@
+"""Taps of a sum of damped exponentials, the kernel of every diagonal state-space system.
+
+k[l] = 2 Σ_m Re(w_m a_m^l), l = 0 … L - 1. Written l = j·columns + i, a power factors as (a^columns)^j · a^i, so that the
+taps are one matrix product of √L by √L, and so are both gradients: Σ_l g_l a^l for w, Σ_l l g_l a^(l-1) for a.
+Shape legend: c = channels, H = features, n = modes, L = length.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def exponential_sum(w: Tensor, a: Tensor, length: int) -> Tensor:
+    """Complex weights w (c, H, n) and bases a (H, n), |a| <= 1 -> real taps (c, H, length).
+
+    Gradients come from the inputs alone: memory is O(√length) a mode, and they cannot be differentiated again.
+    """
+    return _ExponentialSum.apply(w, a, length)
+
+
+def plain_exponential_sum(w_re: Tensor, w_im: Tensor, a_re: Tensor, a_im: Tensor, length: int) -> Tensor:
+    """The same in real arithmetic, as real and imaginary parts: for compilers, exporters and TorchScript."""
+    channels, features, _ = w_re.shape
+    rows, columns = block_split(length)
+    v_re, v_im = powers(a_re, a_im, columns)  # (H, n, columns)
+    # a^columns carries one block of taps to the next.
+    j_re, j_im = v_re[..., -1] * a_re - v_im[..., -1] * a_im, v_re[..., -1] * a_im + v_im[..., -1] * a_re
+    j_re, j_im = powers(j_re, j_im, rows)  # (H, n, rows)
+    left_re = w_re[..., None] * j_re - w_im[..., None] * j_im  # (c, H, n, rows)
+    left_im = w_re[..., None] * j_im + w_im[..., None] * j_re
+    left = torch.cat([left_re, -left_im], 2).permute(1, 0, 3, 2)  # (H, c, rows, 2n)
+    left = left.reshape(features, channels * rows, left.shape[-1])
+    taps = 2 * torch.bmm(left, torch.cat([v_re, v_im], 1))  # (H, c·rows, columns)
+    return taps.reshape(features, channels, rows * columns)[..., :length].transpose(0, 1)
+
+
+class _ExponentialSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, a: Tensor, length: int) -> Tensor:
+        channels, features, _ = w.shape
+        rows, columns = block_split(length)
+        column_powers = _complex_powers(a, columns)  # (H, columns, n)
+        row_powers = _complex_powers(column_powers[:, -1] * a, rows)  # (H, rows, n)
+        left = w.transpose(0, 1).contiguous()[:, :, None] * row_powers[:, None]  # (H, c, rows, n)
+        # Re(x y) is the inner product of x and ȳ as pairs of reals.
+        right = _as_rows(_complex_powers(a.conj(), columns)).transpose(1, 2)
+        taps = torch.bmm(_as_rows(left.flatten(1, 2)), right)  # (H, c·rows, columns)
+        ctx.save_for_backward(w, column_powers, row_powers)
+        return taps.reshape(features, channels, rows * columns)[..., :length].transpose(0, 1).mul(2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        w, column_powers, row_powers = ctx.saved_tensors
+        channels, features, length = grad.shape
+        rows, columns = row_powers.shape[1], column_powers.shape[1]
+        g = grad.new_zeros(features, 2, channels, rows * columns)
+        g[:, 0, :, :length] = grad.transpose(0, 1)
+        g[:, 1, :, : length - 1] = g[:, 0, :, 1:length] * torch.arange(1, length, device=g.device, dtype=g.dtype)
+        sums = torch.bmm(g.reshape(features, 2 * channels * rows, columns), _as_rows(column_powers))
+        sums = torch.view_as_complex(sums.reshape(features, 2, channels, rows, -1, 2))
+        # Σ g_l a^l and Σ l g_l a^(l-1): (H, 2, c, n)
+        sums = sums.mul_(row_powers[:, None, None]).sum(3).mul_(2).conj_physical_()
+        grad_a = (w.transpose(0, 1).conj() * sums[:, 1]).sum(1)
+        return sums[:, 0].transpose(0, 1), grad_a, None
+
+
+def block_split(length: int) -> tuple[int, int]:
+    """(rows, columns) with columns a power of two near the square root and rows·columns >= length."""
+    columns = 1
+    while columns * columns < length:
+        columns *= 2
+    return (length + columns - 1) // columns, columns
+
+
+def powers(re: Tensor, im: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """z⁰ … z^(count-1) on a new last axis, by doubling: (…) -> (…, count) as real and imaginary part."""
+    out_re, out_im = torch.ones_like(re)[..., None], torch.zeros_like(im)[..., None]
+    re, im = re[..., None], im[..., None]
+    while out_re.shape[-1] < count:
+        out_re, out_im = (
+            torch.cat([out_re, out_re * re - out_im * im], -1),
+            torch.cat([out_im, out_re * im + out_im * re], -1),
+        )
+        re, im = re * re - im * im, 2 * re * im
+    return out_re[..., :count], out_im[..., :count]
+
+
+def _complex_powers(z: Tensor, count: int) -> Tensor:
+    """z⁰ … z^(count-1) for z (H, n): (H, count, n), by doubling in place."""
+    out = z.new_empty(z.shape[0], count, z.shape[1])
+    out[:, 0] = 1
+    done = 1
+    while done < count:
+        more = min(done, count - done)
+        torch.mul(out[:, :more], z[:, None], out=out[:, done : done + more])
+        z, done = z * z, done + more
+    return out
+
+
+def _as_rows(z: Tensor) -> Tensor:
+    """Complex (H, k, n) -> real (H, k, 2n)."""
+    return torch.view_as_real(z).flatten(-2)

@@ -1,0 +1,81 @@
+"""A linear recurrence run over a stretch of signal at once, from any state to the state after it.
+
+Shape legend: B = batch, H = features, L = length, N = entries of a feature's state, K = samples of a chunk.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Advance = Callable[[Tensor, Tensor, list[Tensor]], tuple[Tensor, Tensor]]
+
+# Samples of a chunk, a power of two: longer ones cost more arithmetic a sample, shorter ones more chunks in a row.
+CHUNK = 64
+
+
+def run_recurrence(advance: Advance, system: list[Tensor], u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What L calls of `advance` give, as matrix products: a convolution in each chunk, a state from one to the next.
+
+    With x' = Āx + B̄u and y = Cx', a chunk of K samples is y = T u + S x and x' = Āᴷx + R u, where T is the Toeplitz
+    matrix of the taps C Āˡ B̄, S has the rows C Āˡ⁺¹ and R the columns Āᴷ⁻¹⁻ˡ B̄. All follow from `advance` alone, in
+    float64, and are applied in the dtype of x. The samples after the last whole chunk are taken one by one.
+
+    Args:
+        advance: one sample, linear in u (B, H) and x: (u, x, system) -> y (B, 1, H), new x.
+        system: the tensors that `advance` takes, as a kernel's `system()` gives them.
+        u: (B, H, L).
+        x: (B, H, …), the state before the first sample.
+
+    Returns:
+        y (B, H, L) and the state after the last sample. A long signal may be cut anywhere and run piece by piece.
+
+    Raises:
+        ValueError: if u is not (B, H, L), or x not of the same B and H.
+    """
+    if u.dim() != 3 or x.shape[:2] != u.shape[:2]:
+        raise ValueError(f'expected u (B, H, L) and x (B, H, …), got {tuple(u.shape)} and {tuple(x.shape)}')
+    whole = u.shape[2] // CHUNK * CHUNK
+    outputs = []
+    if whole:
+        matrices = [t.to(x.dtype) for t in _chunk_matrices(advance, system, x)]
+        y, after = _run_chunks(u[..., :whole].to(x.dtype), x.flatten(2), *matrices)
+        outputs, x = [y.to(u.dtype)], after.reshape(x.shape)
+    for t in range(whole, u.shape[2]):
+        y, x = advance(u[..., t], x, system)
+        outputs.append(y[:, 0, :, None].to(u.dtype))
+    return torch.cat(outputs, 2) if outputs else torch.zeros_like(u), x
+
+
+def _chunk_matrices(advance: Advance, system: list[Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """T (H, K, K), S (H, K, N), R (H, N, K) and Āᴷ (H, N, N), float64."""
+    features, shape = x.shape[1], x.shape[2:]
+    system = [t.double() for t in system]
+    # The columns of Ā are what it makes of a basis; B̄ is what an impulse makes of the state zero.
+    basis = torch.eye(shape.numel(), dtype=torch.float64, device=x.device).reshape(-1, 1, *shape)
+    states = basis.expand(-1, features, *shape)
+    row, power = advance(states.new_zeros(len(states), features), states, system)
+    tap, column = advance(states.new_ones(1, features), torch.zeros_like(states[:1]), system)
+    power, R = power.flatten(2).permute(1, 2, 0), column.flatten(2).permute(1, 2, 0)
+    B, S = R, row[:, 0].T[:, None]
+    while S.shape[1] < CHUNK:
+        S = torch.cat([S, torch.bmm(S, power)], 1)
+        R = torch.cat([R, torch.bmm(power, R)], 2)
+        power = torch.bmm(power, power)
+    taps = torch.cat([tap[0].T, torch.bmm(S[:, :-1], B)[..., 0]], 1)  # (H, K)
+    T = torch.nn.functional.pad(taps, (CHUNK - 1, 0)).unfold(1, CHUNK, 1).flip(2)  # T[i, j] = taps[i - j]
+    return T, S, R.flip(2), power
+
+
+def _run_chunks(u: Tensor, x: Tensor, T: Tensor, S: Tensor, R: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    """u (B, H, C·K), state x (B, H, N) -> y (B, H, C·K) and the state after it."""
+    u = u.unflatten(2, (-1, CHUNK)).permute(1, 3, 2, 0)  # (H, K, C, B)
+    chunks = u.shape[2:]
+    u = u.flatten(2)
+    pushed = torch.bmm(R, u).unflatten(2, chunks)
+    x, states = x.permute(1, 2, 0), []
+    for c in range(chunks[0]):
+        states.append(x)
+        x = torch.baddbmm(pushed[:, :, c], power, x)
+    y = torch.bmm(T, u) + torch.bmm(S, torch.stack(states, 2).flatten(2))
+    return y.unflatten(2, chunks).permute(3, 0, 2, 1).flatten(2), x.permute(2, 0, 1)
