@@ -12,19 +12,17 @@ import json
 import logging
 import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-import s4nd.models
 from s4nd.data import ImageTask, load_images
+from s4nd.evaluate import evaluate, load_trained
+from s4nd.models import is_ours
 from s4nd.training.checkpoint import load_weights, read_metadata
 from s4nd.training.config import ConfigError, ImageConfig, RunConfig, load_config, nearest, to_yaml
 from s4nd.training.loop import NonFiniteError, Task, fit, make_accelerator
@@ -32,6 +30,9 @@ from s4nd.training.report import table, write_report
 
 # What an earlier run leaves, and a new one must not replace unasked.
 _RUN_FILES = ('resume.pt', 'last.safetensors', 'report.json')
+
+# Arguments of our models that speak of the grid their weights were trained on.
+_GRID_ARGS = ('img_size', 'window', 'stem_extent')
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -45,12 +46,14 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     model, task = _make(config)
     if config.eval_only:
         summary: dict[str, Any] = {'checkpoint': config.checkpoint}
-        model.to(accelerator.device)
+        weights = config.checkpoint
     else:
         summary = fit(model, task, config, out, accelerator)
+        weights = out / f'{config.eval.weights}.safetensors'
         if config.eval.weights == 'best':
-            load_weights(out / 'best.safetensors', model, config.model.name)
-    report = _evaluate(config, model, task, accelerator, summary)
+            model = _with_weights(config, model, task, weights)
+    report = evaluate(config, model.to(accelerator.device), task, accelerator, weights)
+    report['training'] = summary
     if accelerator.is_main_process:
         paths = write_report(out, report, 'evaluation' if config.eval_only else 'report')
         print(f'\n{table([report])}\n')
@@ -79,6 +82,8 @@ def _make(config: RunConfig) -> tuple[nn.Module, Task]:
     """Model and task, the model with the weights of `config.checkpoint` if any."""
     if isinstance(config, ImageConfig):
         task = ImageTask(config, load_images(config.data, config.seed))
+        if config.eval_only:
+            return load_trained(config.checkpoint, config, task), task
         return _image_model(config, task), task
     from audio.task import build
 
@@ -92,25 +97,30 @@ def _image_model(config: ImageConfig, task: ImageTask) -> nn.Module:
     """Build the model through timm, with `config.model.args` completed to what it was built with."""
     name, given = config.model.name, dict(config.model.args)
     if not timm.is_model(name):
-        ours = [model for model in timm.list_models() if _is_ours(model)]
+        ours = [model for model in timm.list_models() if is_ours(model)]
         raise ConfigError(f"model.name: timm has no model '{name}'{nearest(name, ours)}")
     args = {'num_classes': len(task.classes), 'in_chans': task.channels, **given}
-    if _is_ours(name):
-        args.setdefault('img_size', config.data.size)
+    if is_ours(name):
+        args.setdefault('img_size', list(task.stage(0)))
     config.model.args = args
-    if config.checkpoint is None:
-        return _create(name, args)
-    trained = json.loads(read_metadata(config.checkpoint).get('args', '{}')).get('img_size')
-    model = _create(name, {**args, 'img_size': trained} if _is_ours(name) and trained is not None else args)
-    load_weights(config.checkpoint, model, name)
-    if not config.eval_only and _is_ours(name) and trained not in (None, args['img_size']):
-        # The weights speak of the grid they were trained on; from here on they shall speak of the new one.
-        model.set_input_size(img_size=args['img_size'])
+    trained = {} if config.checkpoint is None else json.loads(read_metadata(config.checkpoint).get('args', '{}'))
+    at_grid = {key: trained[key] for key in _GRID_ARGS if key in trained} if is_ours(name) else {}
+    model = _create(name, {**args, **at_grid})
+    if config.data.stage_epochs and not is_ours(name) and hasattr(model, 'set_input_size'):
+        raise ConfigError(f'data.stage_epochs: {name} makes new parameters for another size')
+    if config.checkpoint is not None:
+        load_weights(config.checkpoint, model, name)
+        if is_ours(name):
+            # The weights speak of the grid they were trained on; from here on they shall speak of the new one.
+            model.set_input_size(img_size=args['img_size'])
     return model
 
 
-def _is_ours(name: str) -> bool:
-    return timm.model_entrypoint(name).__module__.startswith('s4nd.')
+def _with_weights(config: RunConfig, model: nn.Module, task: Task, path: Path) -> nn.Module:
+    if isinstance(task, ImageTask):
+        return load_trained(path, config, task)  # they may be of an earlier stage, on another grid
+    load_weights(path, model, config.model.name)
+    return model
 
 
 def _create(name: str, args: dict[str, Any]) -> nn.Module:
@@ -123,33 +133,6 @@ def _create(name: str, args: dict[str, Any]) -> nn.Module:
         family = getattr(sys.modules[timm.model_entrypoint(name).__module__], unknown[1], None)
         known = [] if family is None else [key for key in inspect.signature(family).parameters if key != 'self']
         raise ConfigError(f"model.args: {name} takes no '{unknown[2]}'{nearest(unknown[2], known)}") from error
-
-
-def _evaluate(
-    config: RunConfig, model: nn.Module, task: Task, accelerator: Accelerator, summary: dict[str, Any]
-) -> dict[str, Any]:
-    start = time.monotonic()
-    model.eval()
-    report: dict[str, Any] = {
-        'label': config.label,
-        'model': config.model.name,
-        'parameters': sum(parameter.numel() for parameter in model.parameters()),
-        'metric': task.monitor.partition('@')[0],
-    }
-    with torch.no_grad(), accelerator.autocast():
-        if isinstance(task, ImageTask):
-            sizes = sorted(set(config.eval.sizes or [config.data.size]))
-            results = task.evaluate_at(model, accelerator.device, sizes)
-            report['size'] = config.data.size
-            report['skipped_files'] = {'count': len(task.splits.skipped), 'first': task.splits.skipped[:10]}
-        else:
-            results = task.evaluate(model, accelerator.device)
-    report['results'] = results
-    report['evaluation_seconds'] = round(time.monotonic() - start, 1)
-    report['training'] = summary
-    report['seed'] = config.seed
-    report['versions'] = {'s4nd': s4nd.__version__, 'torch': torch.__version__, 'timm': timm.__version__}
-    return report
 
 
 if __name__ == '__main__':

@@ -1,10 +1,20 @@
 """Raw audio: SaShiMi, quantisers, data and generation.
 
-Train with train.py and a configuration from configs/audio, generate with `python -m audio.generate`.
+Train with train.py and a configuration from configs/audio; generate with `generate` or `python -m audio.generate`.
 """
 
+from audio.generation import Generator, generate, load_generator
 from audio.quantization import Quantizer
 from audio.sashimi import SaShiMi, SaShiMiBackbone
 from audio.task import AutoregressiveTask, build
 
-__all__ = ['AutoregressiveTask', 'Quantizer', 'SaShiMi', 'SaShiMiBackbone', 'build']
+__all__ = [
+    'AutoregressiveTask',
+    'Generator',
+    'Quantizer',
+    'SaShiMi',
+    'SaShiMiBackbone',
+    'build',
+    'generate',
+    'load_generator',
+]

@@ -1,11 +1,12 @@
-"""Clips of audio to train on: windows of the files in a folder, and the embedded plucked-string melodies.
+"""Clips of sound to train on: windows of recordings, and the embedded plucked-string melodies.
 
-Every data set maps an index to a waveform (clip_samples,), float32 in [-1, 1]; quantising is the task's business.
+Every data set maps an index to a waveform (clip_samples,), float32 in [-1, 1]; quantising is the task's business. Where
+its clips have classes, `labels` holds an index into `classes` for each (None and () where they have none); `skipped`
+holds the files that were passed over, with the reason.
 """
 
 import math
-import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,99 +14,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from audio.io import SUFFIXES, audio_info, peak, read_audio, resample
+from audio.files import (
+    SPLITS,
+    AudioFile,
+    Stretch,
+    class_of,
+    scan_files,
+    scan_folder,
+    speech_commands_digits,
+    split_files,
+    unpacked,
+    whole_files,
+)
+from audio.io import read_audio, resample
 
-PARTS = ('train', 'val', 'test')
 NORMALISATIONS = ('none', 'peak', 'min-max')
-SPLITS = ('time', 'files', 'lists')
 
 # A pentatonic scale (Hz).
 PITCHES = (220.0, 261.63, 293.66, 329.63, 392.0)
-
-
-@dataclass(frozen=True)
-class AudioFile:
-    """A usable file: frames and rate from its header, peak of its mono mix."""
-
-    path: Path
-    frames: int
-    sample_rate: int
-    peak: float
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Frames [start, stop) of a file, in the file's own rate."""
-
-    file: AudioFile
-    start: int
-    stop: int
-
-
-def scan_folder(root: str | Path) -> tuple[list[AudioFile], dict[Path, str]]:
-    """All usable audio files below `root`, sorted by path, and those passed over with the reason (corrupt, silent).
-
-    Reads each file once, block by block. Warns, naming files and count, where some are passed over.
-    Raises FileNotFoundError for a missing folder, ValueError for one without any usable audio file.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f'no folder at {root}')
-    paths = sorted(p for p in root.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        raise ValueError(f'{root}: no audio files ({", ".join(SUFFIXES)}) in this folder')
-    files, skipped = [], {}
-    for path in paths:
-        try:
-            info, loudest = audio_info(path), peak(path)
-        except ValueError as error:
-            skipped[path] = str(error).removeprefix(f'{path}: ')
-            continue
-        if loudest == 0:
-            skipped[path] = 'silent'
-        else:
-            files.append(AudioFile(path, info.frames, info.sample_rate, loudest))
-    if skipped:
-        named = '; '.join(f'{path}: {reason}' for path, reason in list(skipped.items())[:10])
-        more = '; …' if len(skipped) > 10 else ''
-        warnings.warn(f'passed over {len(skipped)} of {len(paths)} audio files: {named}{more}', stacklevel=2)
-    if not files:
-        raise ValueError(f'{root}: none of the {len(paths)} audio files is usable')
-    return files, skipped
-
-
-def split_files(files: list[AudioFile], root: str | Path, how: str, fraction: float = 0.06) -> dict[str, list[Stretch]]:
-    """Divide files into train, val and test.
-
-    Args:
-        how: 'time': the last 2·fraction of every file, validation before test; 'files': whole files, drawn with a fixed
-            seed; 'lists': whole files named, one relative path a line, in validation_list.txt and testing_list.txt in
-            `root` (the layout of Speech Commands).
-        fraction: held out for validation, and as much again for the test ('time' and 'files').
-
-    Raises ValueError for an unknown `how` or missing lists.
-    """
-    if how not in SPLITS:
-        raise ValueError(f'unknown split {how!r}: expected one of {", ".join(SPLITS)}')
-    parts: dict[str, list[Stretch]] = {part: [] for part in PARTS}
-    if how == 'time':
-        for file in files:
-            cuts = [0, round(file.frames * (1 - 2 * fraction)), round(file.frames * (1 - fraction)), file.frames]
-            for part, start, stop in zip(PARTS, cuts, cuts[1:], strict=False):
-                parts[part].append(Stretch(file, start, stop))
-        return parts
-    if how == 'files':
-        held = math.ceil(len(files) * fraction)
-        order = np.random.default_rng(0).permutation(len(files))
-        names = {int(i): 'val' if k < held else 'test' for k, i in enumerate(order[: 2 * held])}
-        whole = [names.get(i, 'train') for i in range(len(files))]
-    else:
-        lists = {'val': _read_list(root, 'validation_list.txt'), 'test': _read_list(root, 'testing_list.txt')}
-        relative = [file.path.relative_to(root).as_posix() for file in files]
-        whole = [next((part for part, paths in lists.items() if path in paths), 'train') for path in relative]
-    for file, part in zip(files, whole, strict=True):
-        parts[part].append(Stretch(file, 0, file.frames))
-    return parts
 
 
 class FolderClips(Dataset):
@@ -115,6 +41,8 @@ class FolderClips(Dataset):
     longer files) one shorter than half a window gives none. `normalise`: 'none', 'peak' (divide by the file's peak) or
     'min-max' (each clip by its own extremes, as the published pipeline does). With `shift_seed` the windows of a
     stretch move together by a random part of what is left over, anew for every `epoch`.
+
+    `labels` says where a clip's class is written (`class_of`).
     """
 
     def __init__(
@@ -126,6 +54,9 @@ class FolderClips(Dataset):
         normalise: str = 'none',
         whole: bool = True,
         shift_seed: int | None = None,
+        labels: str = 'none',
+        classes: Sequence[str] = (),
+        skipped: Mapping[Path, str] | None = None,
     ) -> None:
         if normalise not in NORMALISATIONS:
             raise ValueError(f'unknown normalisation {normalise!r}: expected one of {", ".join(NORMALISATIONS)}')
@@ -139,6 +70,9 @@ class FolderClips(Dataset):
             count = max(1, length // window)
             slack = max(0, length - count * window)
             self.windows += [(number, stretch, k * window, slack) for k in range(count)]
+        self.classes, self.labels, self.skipped = tuple(classes), None, dict(skipped or {})
+        if labels != 'none':
+            self.labels = [self.classes.index(class_of(window[1].file.path, labels)) for window in self.windows]
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -207,7 +141,11 @@ def plucked_melody(samples: int, sample_rate: int, seed: int | tuple[int, ...], 
 
 
 class PluckedClips(Dataset):
-    """`count` plucked melodies of `clip_samples`; the same seed gives the same clips."""
+    """`count` plucked melodies of `clip_samples`, without classes; the same seed gives the same clips."""
+
+    labels: list[int] | None = None
+    classes: tuple[str, ...] = ()
+    skipped: dict[Path, str] = {}
 
     def __init__(self, count: int, clip_samples: int, sample_rate: int, seed: int | tuple[int, ...] = 0) -> None:
         prefix = seed if isinstance(seed, tuple) else (seed,)
@@ -229,24 +167,26 @@ def folder_parts(
     split: str = 'time',
     fraction: float = 0.06,
     normalise: str = 'none',
+    labels: str = 'none',
+    cache: str | Path = 'out/cache',
     seed: int = 0,
 ) -> dict[str, FolderClips]:
-    """Train, validation and test clips of a folder; see `scan_folder`, `split_files` and `FolderClips`.
+    """Train, validation and test clips of a folder, or of a tar, which is unpacked into `cache`.
 
-    Raises ValueError, naming the part, where a part has no clip.
+    See `scan_folder`, `split_files` and `FolderClips`. Raises ValueError, naming the part, where a part has no clip.
     """
-    files, _ = scan_folder(root)
-    parts = {
-        part: FolderClips(
-            stretches,
-            clip_samples,
-            sample_rate,
-            normalise=normalise,
-            whole=split != 'time',
-            shift_seed=seed if part == 'train' else None,
-        )
-        for part, stretches in split_files(files, root, split, fraction).items()
-    }
+    root = unpacked(root, cache) if Path(root).is_file() else Path(root)
+    files, skipped = scan_folder(root)
+    parts = _clips(
+        split_files(files, root, split, fraction),
+        skipped,
+        clip_samples,
+        sample_rate,
+        normalise=normalise,
+        whole=split != 'time',
+        labels=labels,
+        seed=seed,
+    )
     for part, clips in parts.items():
         if not len(clips):
             raise ValueError(
@@ -256,8 +196,55 @@ def folder_parts(
     return parts
 
 
-def _read_list(root: str | Path, name: str) -> set[str]:
-    path = Path(root) / name
-    if not path.is_file():
-        raise ValueError(f"split 'lists' needs {path}: one relative path a line")
-    return {line.strip() for line in path.read_text().splitlines() if line.strip()}
+def sc09_parts(
+    root: str | Path,
+    clip_samples: int,
+    sample_rate: int,
+    *,
+    download: bool = False,
+    normalise: str = 'none',
+    labels: str = 'none',
+    seed: int = 0,
+) -> dict[str, FolderClips]:
+    """Train, validation and test clips of the ten digits of Speech Commands; see `speech_commands_digits`."""
+    found = speech_commands_digits(root, download)
+    part_of = {path: part for part, paths in found.items() for path in paths}
+    files, skipped = scan_files(root, sorted(part_of))
+    return _clips(
+        whole_files(files, [part_of[file.path] for file in files]),
+        skipped,
+        clip_samples,
+        sample_rate,
+        normalise=normalise,
+        labels=labels,
+        seed=seed,
+    )
+
+
+def _clips(
+    parts: Mapping[str, list[Stretch]],
+    skipped: Mapping[Path, str],
+    clip_samples: int,
+    sample_rate: int,
+    *,
+    normalise: str,
+    labels: str,
+    seed: int,
+    whole: bool = True,
+) -> dict[str, FolderClips]:
+    paths = {stretch.file.path for stretches in parts.values() for stretch in stretches}
+    classes = sorted({class_of(path, labels) for path in paths}) if labels != 'none' else []
+    return {
+        part: FolderClips(
+            stretches,
+            clip_samples,
+            sample_rate,
+            normalise=normalise,
+            whole=whole,
+            shift_seed=seed if part == 'train' else None,
+            labels=labels,
+            classes=classes,
+            skipped=skipped,
+        )
+        for part, stretches in parts.items()
+    }

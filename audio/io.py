@@ -7,6 +7,7 @@ matplotlib (pictures) are imported on first use, so that neither is needed to re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from torch import Tensor
 from s4nd.files import write_atomically
 
 SUFFIXES = ('.wav', '.flac', '.ogg', '.mp3')
+
+# An MP3 frame may draw on bits of frames before it: after a jump these must be decoded first, or the sound is wrong.
+_MP3_CONTEXT = 32 * 1152
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def read_audio(
     Args:
         path: the file.
         start, frames: first frame and number of frames, in the file's own rate; None reads to the end. Less comes back
-            where the file ends earlier.
+            where the file ends earlier. (In the last page of an OGG, libsndfile may land some 64 frames late.)
         sample_rate: resample to this rate (Hz); None keeps the file's.
 
     Returns:
@@ -52,8 +56,10 @@ def read_audio(
         ValueError: the file is not readable audio, or holds values that are not finite.
     """
     with _opened(path) as file:
-        file.seek(min(start, file.frames))
-        data = file.read(-1 if frames is None else frames, dtype='float32', always_2d=True)
+        start = min(start, file.frames)
+        before = min(start, _MP3_CONTEXT) if file.format == 'MP3' else 0
+        file.seek(start - before)
+        data = file.read(-1 if frames is None else before + frames, dtype='float32', always_2d=True)[before:]
         rate = file.samplerate
     if not np.isfinite(data).all():
         raise ValueError(f'{path}: holds samples that are not finite')
@@ -63,15 +69,24 @@ def read_audio(
     return wave, rate
 
 
-def peak(path: str | Path, block: int = 1 << 16) -> float:
-    """Largest absolute sample of the mono mix, read block by block. Raises as `read_audio` does."""
-    largest = 0.0
+def examine_audio(path: str | Path, block: int = 1 << 16) -> tuple[AudioInfo, float]:
+    """Header of a file and the largest absolute sample of its mono mix, from reading it through, block by block.
+
+    Raises as `read_audio` does, and ValueError for a file that is empty or ends before its header says.
+    """
+    largest, frames = 0.0, 0
     with _opened(path) as file:
-        for data in file.blocks(block, dtype='float32', always_2d=True):
+        info = AudioInfo(file.frames, file.channels, file.samplerate)
+        # Not file.blocks, which gives a file that ends early its full length.
+        while len(data := file.read(block, dtype='float32', always_2d=True)):
             if not np.isfinite(data).all():
                 raise ValueError(f'{path}: holds samples that are not finite')
-            largest = max(largest, float(np.abs(data.mean(axis=1)).max(initial=0.0)))
-    return largest
+            largest, frames = max(largest, float(np.abs(data.mean(axis=1)).max(initial=0.0))), frames + len(data)
+    if frames < info.frames:
+        raise ValueError(f'{path}: ends after {frames} of {info.frames} frames')
+    if frames == 0:
+        raise ValueError(f'{path}: holds no sound')
+    return info, largest
 
 
 def resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -100,7 +115,16 @@ def write_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> Path:
 
 
 def write_spectrogram(path: str | Path, waveform: Tensor, sample_rate: int, *, title: str = '') -> Path:
-    """Picture of a mono clip (T,): the waveform over its spectrogram in dB against the loudest bin."""
+    """Write the picture of `spectrogram_png`; returns its path."""
+    path, picture = Path(path), spectrogram_png(waveform, sample_rate, title=title)
+    write_atomically(path, lambda temporary: temporary.write_bytes(picture))
+    return path
+
+
+def spectrogram_png(
+    waveform: Tensor, sample_rate: int, *, title: str = '', size: tuple[float, float] = (9, 5), dpi: int = 120
+) -> bytes:
+    """PNG of a mono clip (T,): the waveform over its spectrogram in dB against the loudest bin; `size` in inches."""
     # The object interface draws without a display and leaves pyplot's global state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -113,7 +137,7 @@ def write_spectrogram(path: str | Path, waveform: Tensor, sample_rate: int, *, t
     decibel = 20 * torch.log10((spectrum / spectrum.max().clamp(min=1e-8)).clamp(min=1e-4))
     seconds = wave.numel() / sample_rate
 
-    figure = Figure(figsize=(9, 5), layout='constrained')
+    figure = Figure(figsize=size, layout='constrained')
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
     top.plot(np.arange(wave.numel()) / sample_rate, wave.numpy(), linewidth=0.5)
@@ -125,9 +149,19 @@ def write_spectrogram(path: str | Path, waveform: Tensor, sample_rate: int, *, t
     bottom.set_xlabel('time (s)')
     bottom.set_ylabel('frequency (kHz)')
     figure.colorbar(image, ax=bottom, label='dB')
-    path = Path(path)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
-    return path
+    picture = BytesIO()
+    figure.savefig(picture, dpi=dpi, format='png')
+    return picture.getvalue()
+
+
+def wav_bytes(waveform: Tensor, sample_rate: int) -> bytes:
+    """A mono clip (T,) as a 16-bit WAV file in memory. Samples beyond [-1, 1] are clipped."""
+    import soundfile
+
+    file = BytesIO()
+    data = waveform.detach().to('cpu', torch.float32).clamp(-1, 1).numpy()
+    soundfile.write(file, data, sample_rate, format='WAV', subtype='PCM_16')
+    return file.getvalue()
 
 
 @contextmanager

@@ -1,13 +1,17 @@
 """Quantisers: waveform in [-1, 1] <-> integer codes in [0, 2**bits).
 
-Two laws (`mu-law`, with mu = 2**bits - 1, and `linear`) and two conventions:
+Two laws (`mu-law`, with mu = 2**bits - 1, and `linear`) and three conventions:
 
 * `standard` (default): round to the nearest of evenly spaced levels (in the companded domain) with one level exactly at
-  zero. Silence is `zero_code` = 2**(bits - 1) and that code decodes to exactly 0; every code survives a round trip; the
-  largest error is half a level over the whole range.
+  zero. Silence is `zero_code` = 2**(bits - 1) and that code decodes to exactly 0.
+* `torchaudio`: what torchaudio's mu_law_encoding computes, `floor((c + 1)/2 * (n - 1) + .5)` back through
+  `2 code/(n - 1) - 1`. The levels are symmetric about zero, so that silence decodes to half a level above it.
 * `reference`: what the published SaShiMi code computes, `floor((c + 1)/2 * (n - .01) + .005)` back through
   `2 code/n - 1`. It biases samples downwards and moves about half of the codes in a round trip; it is here to read
   checkpoints and figures made with it.
+
+Exact round trip, for `standard` and `torchaudio` at 1 to 16 bits: encode(decode(k)) = k for every code k, and a sample
+comes back at most half a level away (in the companded domain) over the whole range.
 
 Neither looks at more than one sample. The published pipeline also rescales each clip by its own extremes: that is the
 `min-max` normalisation of `audio.datasets`, off by default.
@@ -21,7 +25,7 @@ import torch
 from torch import Tensor
 
 LAWS = ('mu-law', 'linear')
-CONVENTIONS = ('standard', 'reference')
+CONVENTIONS = ('standard', 'torchaudio', 'reference')
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Quantizer:
         n = self.n_codes
         if self.convention == 'reference':
             return torch.floor((c + 1) / 2 * (n - 0.01) + 0.005).long()
+        if self.convention == 'torchaudio':
+            return torch.floor((c + 1) / 2 * (n - 1) + 0.5).long()
         # Half-way values go down: +1 then lands on the highest code and -1 on the lowest, without clamping either.
         return torch.ceil(c * ((n - 1) / 2) - 0.5).long() + self.zero_code
 
@@ -63,9 +69,9 @@ class Quantizer:
         """Samples (float32) of codes of any shape. Raises ValueError for a floating-point tensor."""
         if codes.is_floating_point():
             raise ValueError(f'codes must be integers, got {codes.dtype}')
-        centred = (codes - self.zero_code).to(torch.float32)
+        centre = (self.n_codes - 1) / 2 if self.convention == 'torchaudio' else self.zero_code
         levels = self.n_codes if self.convention == 'reference' else self.n_codes - 1
-        return self._expand((centred / (levels / 2)).clamp(-1, 1))
+        return self._expand(((codes.to(torch.float32) - centre) / (levels / 2)).clamp(-1, 1))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -8,6 +8,7 @@ Shape legend: B = batch, L = samples, H = d_model, W = width of a level (H · ex
 The residual stream is (B, L, W), so that norms, linears and pools serve `forward` and `step` alike.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s4nd.layers import S4, S4ND
+from s4nd.ops.recurrence import run_recurrence
 
 State = dict[str, Tensor]
 System = dict[str, list[Tensor]]
+
+# Samples of a prompt that `prefill` holds in memory at once.
+_SEGMENT = 65536
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,11 @@ class S4Options:
     glu: bool = True
     bidirectional: bool = False
     dropout: float = 0.0
+    condition: int | None = None
 
 
 class S4Block(nn.Module):
-    """x + W(GELU(S4(norm(x)))), W with or without a gated linear unit."""
+    """x + W(GELU(S4(norm(x)))), W with or without a gated linear unit; a condition is added to the input of S4."""
 
     def __init__(
         self,
@@ -64,12 +70,16 @@ class S4Block(nn.Module):
             self.s4 = S4ND(d_model, spatial_dims=1, centred=False, **ssm, **place)
         else:
             self.s4 = S4(d_model, **ssm, **place)
+        self.condition = None if options.condition is None else nn.Linear(options.condition, d_model, **place)
         self.glu = options.glu
         self.linear = nn.Linear(d_model, 2 * d_model if self.glu else d_model, **place)
         self.drop = nn.Dropout(options.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self._output(self.s4(self.norm(x).transpose(1, 2)).transpose(1, 2))  # (B, L, W)
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        y = self.norm(x)  # (B, L, W)
+        if condition is not None:
+            y = y + self.condition(condition)[:, None]
+        return x + self._output(self.s4(y.transpose(1, 2)).transpose(1, 2))
 
     def init_state(self, batch: int) -> State:
         return self.s4.init_state(batch)
@@ -81,6 +91,13 @@ class S4Block(nn.Module):
         """One sample (B, W) -> (B, W) and the new state."""
         y, state = self.s4.step(self.norm(x), state, system)
         return x + self._output(y), state
+
+    def run(self, x: Tensor, state: State, system: list[Tensor]) -> tuple[Tensor, State]:
+        """A stretch (B, L, W) from any state -> (B, L, W) and the state after it."""
+        u = self.norm(x).transpose(1, 2)
+        y, after = run_recurrence(self.s4.kernels[0].advance, system, u, state['x'])
+        y = y + self.s4.D[0].to(y.dtype)[:, None] * u
+        return x + self._output(y.transpose(1, 2)), {'x': after}
 
     def _output(self, y: Tensor) -> Tensor:
         y = self.linear(F.gelu(y))
@@ -134,23 +151,23 @@ class Level(nn.Module):
         self.unpool = nn.Linear(d_model * expand, d_model * p, **place)
         self.up = _blocks(d_model, n_layers, ff, options, **place)
 
-    def descend(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def descend(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """(B, L, W) -> coarse (B, L/p, W·expand) and what `ascend` adds back, finest last."""
         skips = [x]
         for block in self.down:
-            skips.append(block(skips[-1]))
+            skips.append(_apply(block, skips[-1], condition))
         return self.pool(rearrange(skips[-1], 'b (l p) w -> b l (w p)', p=self.p)), skips
 
-    def ascend(self, coarse: Tensor, skips: list[Tensor]) -> Tensor:
+    def ascend(self, coarse: Tensor, skips: list[Tensor], condition: Tensor | None) -> Tensor:
         """Coarse (B, L/p, W·expand) -> (B, L, W)."""
         # The coarse step of samples jp … jp+p-1 is known only once the last of them is. (The published two-sided model
         # is shifted as well.)
         x = F.pad(self.unpool(coarse), (0, 0, 1, -1))
         x = rearrange(x, 'b l (w p) -> b (l p) w', p=self.p) + skips[-1]
         if not self.unet:
-            return x + _through(self.up, x)
+            return x + _through(self.up, x, condition)
         for block, skip in zip(self.up, reversed(skips[:-1]), strict=True):
-            x = block(x) + skip
+            x = _apply(block, x, condition) + skip
         return x
 
 
@@ -169,6 +186,8 @@ class SaShiMiBackbone(nn.Module):
         unet: blocks on the way down too, each joined to its mirror image by a skip.
         bidirectional: two-sided S4 layers (every output sees the whole clip); such a model cannot `step`.
         dropout: on the output of every block, in training.
+        condition: width of a vector for each clip that `forward` is then given, and that every S4 block adds to its
+            input through a linear map; None: there is none. Only for a two-sided model.
 
     The S4 state matrices have negative real parts whatever the parameters are, so stepping is stable.
     Raises ValueError for sizes that do not fit.
@@ -192,6 +211,7 @@ class SaShiMiBackbone(nn.Module):
         unet: bool = False,
         bidirectional: bool = False,
         dropout: float = 0.0,
+        condition: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -206,9 +226,11 @@ class SaShiMiBackbone(nn.Module):
             raise ValueError(f'pool factors must be at least 1, got {pool}')
         if isinstance(n_ssm, str) and n_ssm != 'd_model':
             raise ValueError(f"n_ssm must be a whole number, None or 'd_model', got {n_ssm!r}")
-        options = S4Options(kernel, d_state, init, dt_min, dt_max, n_ssm, glu, bidirectional, dropout)
+        if condition is not None and not (bidirectional and condition >= 1):
+            raise ValueError(f'condition must be at least 1, and the model bidirectional, got {condition}')
+        options = S4Options(kernel, d_state, init, dt_min, dt_max, n_ssm, glu, bidirectional, dropout, condition)
         place = {'device': device, 'dtype': dtype}
-        self.d_model, self.pool, self.bidirectional = d_model, pool, bidirectional
+        self.d_model, self.pool, self.bidirectional, self.condition = d_model, pool, bidirectional, condition
         widths = [d_model * expand**i for i in range(len(pool) + 1)]
         self.levels = nn.ModuleList(
             Level(w, p, expand, n_layers, ff, unet, options, **place) for w, p in zip(widths, pool, strict=False)
@@ -224,19 +246,23 @@ class SaShiMiBackbone(nn.Module):
             period *= p
         return period
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, d_model) -> (B, L, d_model). Raises ValueError for another shape or L = 0."""
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """(B, L, d_model), condition (B, E) -> (B, L, d_model). Raises ValueError for another shape or L = 0."""
         if x.dim() != 3 or x.shape[-1] != self.d_model or x.shape[1] < 1:
             raise ValueError(f'expected (batch, length >= 1, {self.d_model}), got {tuple(x.shape)}')
+        expected = None if self.condition is None else (x.shape[0], self.condition)
+        given = None if condition is None else tuple(condition.shape)
+        if given != expected:
+            raise ValueError(f'expected a condition of shape {expected}, got {given}')
         length = x.shape[1]
         x = F.pad(x, (0, 0, 0, -length % self.period))
         skips = []
         for level in self.levels:
-            x, skip = level.descend(x)
+            x, skip = level.descend(x, condition)
             skips.append(skip)
-        x = x + _through(self.centre, x)
+        x = x + _through(self.centre, x, condition)
         for level, skip in zip(reversed(self.levels), reversed(skips), strict=True):
-            x = level.ascend(x, skip)
+            x = level.ascend(x, skip, condition)
         return self.norm(x[:, :length])
 
     def init_state(self, batch: int) -> State:
@@ -287,15 +313,23 @@ class SaShiMiBackbone(nn.Module):
     def _step_from(self, i: int, x: Tensor, phase: int, old: State, new: State, system: System | None) -> Tensor:
         """One step of level i and, where that completes a coarse step, of the levels below it."""
         if i == len(self.levels):
-            y = x
-            for j, block in enumerate(self.centre):
-                y = _step_block(block, f'centre.{j}', y, old, new, system)
-            return x + y
+            return self.step_centre(x, old, new, system)
+        level = self.levels[i]
+        place = phase % level.p
+        y, fine = self.step_level(i, x, place, old, new, system)
+        if place == level.p - 1:
+            coarse = self._step_from(i + 1, level.pool(fine.flatten(1)), phase // level.p, old, new, system)
+            new[f'levels.{i}.coarse'] = level.unpool(coarse).unflatten(1, (level.d_model, level.p))
+        return y
+
+    def step_level(
+        self, i: int, x: Tensor, place: int, old: State, new: State, system: System | None
+    ) -> tuple[Tensor, Tensor]:
+        """Level i alone: (B, W) -> (B, W) and the samples (B, W, p) that its pool reads, whole where place = p - 1."""
         level = self.levels[i]
         skips = [x]
         for j, block in enumerate(level.down):
             skips.append(_step_block(block, f'levels.{i}.down.{j}', skips[-1], old, new, system))
-        place = phase % level.p
         fine = torch.cat([old[f'levels.{i}.fine'][..., 1:], skips[-1][..., None]], -1)  # (B, W, p)
         new[f'levels.{i}.fine'] = fine
         y = x = old[f'levels.{i}.coarse'][..., place] + skips[-1]
@@ -303,10 +337,62 @@ class SaShiMiBackbone(nn.Module):
             y = _step_block(block, f'levels.{i}.up.{j}', y, old, new, system)
             if level.unet:
                 y = y + skips[-2 - j]
-        if place == level.p - 1:
-            coarse = self._step_from(i + 1, level.pool(fine.flatten(1)), phase // level.p, old, new, system)
-            new[f'levels.{i}.coarse'] = level.unpool(coarse).unflatten(1, (level.d_model, level.p))
+        return (y if level.unet else x + y), fine
+
+    def prefill(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """A stretch (B, L, d_model), L >= 1, from `state` (None: the first) -> (B, L, d_model) and the state after it.
+
+        What L calls of `step` give, at about the cost of `forward`: whole periods are convolved, a segment at a time so
+        that memory does not grow with L; the samples before and after them are stepped. Raises ValueError as `step` and
+        `forward` do.
+        """
+        self._check_causal()
+        if x.dim() != 3 or x.shape[-1] != self.d_model or x.shape[1] < 1:
+            raise ValueError(f'expected (batch, length >= 1, {self.d_model}), got {tuple(x.shape)}')
+        state = self.init_state(len(x)) if state is None else state
+        system, outputs = self.system(), []
+        phase = _common_phase(state['phase'])
+        lead = min(-phase % self.period, x.shape[1])
+        rest = (x.shape[1] - lead) % self.period
+        for t in range(lead):
+            y, state = self.step(x[:, t], state, system=system, phase=phase + t)
+            outputs.append(y[:, None])
+        segment = max(1, _SEGMENT // self.period) * self.period
+        for part in x[:, lead : x.shape[1] - rest].split(segment, 1) if x.shape[1] - rest > lead else ():
+            state = dict(state)
+            outputs.append(self.norm(self._run_from(0, part, dict(state), state, system)))
+        for t in range(rest):
+            y, state = self.step(x[:, t - rest], state, system=system, phase=t)
+            outputs.append(y[:, None])
+        return torch.cat(outputs, 1), state
+
+    def _run_from(self, i: int, x: Tensor, old: State, new: State, system: System) -> Tensor:
+        """Whole periods of level i and of the levels below it, (B, L, W) -> (B, L, W); the phase stays 0."""
+        if i == len(self.levels):
+            return self.step_centre(x, old, new, system)
+        level, name = self.levels[i], f'levels.{i}'
+        skips = [x]
+        for j, block in enumerate(level.down):
+            skips.append(_step_block(block, f'{name}.down.{j}', skips[-1], old, new, system))
+        fine = rearrange(skips[-1], 'b (l p) w -> b l (w p)', p=level.p)
+        coarse = level.unpool(self._run_from(i + 1, level.pool(fine), old, new, system))
+        new[f'{name}.fine'], new[f'{name}.coarse'] = (
+            last.unflatten(1, (level.d_model, level.p)) for last in (fine[:, -1], coarse[:, -1])
+        )
+        late = torch.cat([old[f'{name}.coarse'].flatten(1)[:, None], coarse[:, :-1]], 1)
+        y = x = rearrange(late, 'b l (w p) -> b (l p) w', p=level.p) + skips[-1]
+        for j, block in enumerate(level.up):
+            y = _step_block(block, f'{name}.up.{j}', y, old, new, system)
+            if level.unet:
+                y = y + skips[-2 - j]
         return y if level.unet else x + y
+
+    def step_centre(self, x: Tensor, old: State, new: State, system: System | None) -> Tensor:
+        """The blocks at the coarsest rate: (B, W) -> (B, W), or a stretch (B, L, W) -> (B, L, W)."""
+        y = x
+        for j, block in enumerate(self.centre):
+            y = _step_block(block, f'centre.{j}', y, old, new, system)
+        return x + y
 
     def _check_causal(self) -> None:
         if self.bidirectional:
@@ -319,6 +405,8 @@ class SaShiMi(nn.Module):
     Args:
         bits: the tokens are 0 … 2**bits - 1, in and out.
         d_model … dropout: see `SaShiMiBackbone`.
+        num_classes: each clip has a class, whose learned embedding is added to every token's; None: no classes.
+        ordered: embedding and head start as smooth functions of the code (`ordered_codes`), not at random.
     """
 
     def __init__(
@@ -339,14 +427,21 @@ class SaShiMi(nn.Module):
         glu: bool = True,
         unet: bool = False,
         dropout: float = 0.0,
+        num_classes: int | None = None,
+        ordered: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= bits <= 16:
             raise ValueError(f'bits must be from 1 to 16, got {bits}')
-        self.bits = bits
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f'num_classes must be at least 1, or None for no classes, got {num_classes}')
+        self.bits, self.num_classes = bits, num_classes
         self.embedding = nn.Embedding(2**bits, d_model, device=device, dtype=dtype)
+        self.class_embedding = (
+            None if num_classes is None else nn.Embedding(num_classes, d_model, device=device, dtype=dtype)
+        )
         self.backbone = SaShiMiBackbone(
             d_model,
             n_layers,
@@ -366,10 +461,31 @@ class SaShiMi(nn.Module):
             dtype=dtype,
         )
         self.head = nn.Linear(d_model, 2**bits, device=device, dtype=dtype)
+        if ordered:
+            order_codes(self.embedding, self.head)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L) -> logits (B, L, 2**bits) of the token after each of them."""
-        return self.head(self.backbone(self.embedding(tokens)))
+    def forward(self, tokens: Tensor, label: Tensor | None = None) -> Tensor:
+        """Tokens (B, L), class of each row (B,) -> logits (B, L, 2**bits) of the token after each of them.
+
+        Raises ValueError for a label that does not fit the model; see `check_label`.
+        """
+        self.check_label(label, tokens.shape[0])
+        return self.head(self.backbone(self.embed(tokens, label)))
+
+    def embed(self, tokens: Tensor, label: Tensor | None = None) -> Tensor:
+        """Tokens (B,) or (B, L) and labels (B,) -> what the backbone sees, (…, d_model).
+
+        Raises ValueError for a label that is missing, unasked for or of another shape; its value is not read.
+        """
+        x = self.embedding(tokens)
+        _check_presence(label, self.num_classes, tokens.shape[0])
+        if label is None:
+            return x
+        return x + self.class_embedding(label if tokens.dim() == 1 else label[:, None])
+
+    def check_label(self, label: Tensor | None, batch: int) -> None:
+        """`check_label` for this model: it reads the tensor, so call it once before a loop of `step`, not in it."""
+        check_label(label, self.num_classes, batch)
 
     def init_state(self, batch: int) -> State:
         """See `SaShiMiBackbone.init_state`."""
@@ -380,11 +496,71 @@ class SaShiMi(nn.Module):
         return self.backbone.system()
 
     def step(
-        self, token: Tensor, state: State, *, system: System | None = None, phase: int | None = None
+        self,
+        token: Tensor,
+        state: State,
+        *,
+        label: Tensor | None = None,
+        system: System | None = None,
+        phase: int | None = None,
     ) -> tuple[Tensor, State]:
-        """One token (B,) -> logits (B, 2**bits) of the next and the new state; see `SaShiMiBackbone.step`."""
-        y, state = self.backbone.step(self.embedding(token), state, system=system, phase=phase)
+        """One token (B,), class of each row (B,) -> logits (B, 2**bits) of the next token and the new state.
+
+        See `SaShiMiBackbone.step`; the values of `label` are not checked here.
+        """
+        y, state = self.backbone.step(self.embed(token, label), state, system=system, phase=phase)
         return self.head(y), state
+
+    def prefill(self, tokens: Tensor, label: Tensor | None = None, state: State | None = None) -> tuple[Tensor, State]:
+        """Tokens (B, L), L >= 1 -> logits (B, 2**bits) of the next token and the state, as `step` would give them.
+
+        `state`: from where to go on; None: the beginning. See `SaShiMiBackbone.prefill`.
+        """
+        self.check_label(label, len(tokens))
+        y, state = self.backbone.prefill(self.embed(tokens, label), state)
+        return self.head(y[:, -1]), state
+
+
+def check_label(label: Tensor | None, num_classes: int | None, batch: int) -> None:
+    """Check the classes (batch,) that a model with `num_classes` (None: without classes) is given.
+
+    Raises ValueError for labels that are missing, unasked for, of another shape or type, or not 0 … num_classes - 1.
+    """
+    _check_presence(label, num_classes, batch)
+    if label is None or torch.compiler.is_compiling():
+        return
+    if not 0 <= int(label.min()) <= int(label.max()) < num_classes:
+        raise ValueError(f'labels must be from 0 to {num_classes - 1}, got {label.tolist()}')
+
+
+def _check_presence(label: Tensor | None, num_classes: int | None, batch: int) -> None:
+    if num_classes is None and label is not None:
+        raise ValueError('this model was built without classes: it takes no label')
+    if num_classes is not None and label is None:
+        raise ValueError(f'this model has {num_classes} classes: a label is needed for each of {batch} clips')
+    if label is not None and (label.is_floating_point() or label.shape != (batch,)):
+        raise ValueError(f'labels must be whole numbers ({batch},), got {tuple(label.shape)} {label.dtype}')
+
+
+def ordered_codes(n_codes: int, width: int) -> Tensor:
+    """Smooth features of the codes 0 … n_codes - 1, (n_codes, width), each with mean square 1.
+
+    Sines and cosines of half a turn to 24 turns (fewer for less than 8 bits) over the range of the codes. Neighbouring
+    codes look alike, so that what is learnt about one serves the others; a random embedding must find out first that
+    codes are ordered.
+    """
+    most = max(1.0, min(24.0, 3 * n_codes / 32))
+    turns = torch.logspace(-1, math.log2(most), -(-width // 2), base=2)
+    angles = 2 * math.pi * turns * (torch.arange(n_codes)[:, None] + 0.5) / n_codes
+    return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], 1)[:, :width]
+
+
+@torch.no_grad()
+def order_codes(embedding: nn.Embedding, head: nn.Linear) -> None:
+    """Start an embedding of codes and a head that predicts them from `ordered_codes`; the head's bias from zero."""
+    embedding.weight.copy_(ordered_codes(*embedding.weight.shape))
+    head.weight.copy_(ordered_codes(*head.weight.shape) / math.sqrt(head.in_features))
+    head.bias.zero_()
 
 
 def _blocks(
@@ -405,19 +581,24 @@ def _blocks(
     return blocks
 
 
-def _through(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+def _apply(block: nn.Module, x: Tensor, condition: Tensor | None) -> Tensor:
+    return block(x, condition) if isinstance(block, S4Block) else block(x)
+
+
+def _through(blocks: nn.ModuleList, x: Tensor, condition: Tensor | None) -> Tensor:
     for block in blocks:
-        x = block(x)
+        x = _apply(block, x, condition)
     return x
 
 
 def _step_block(block: nn.Module, name: str, x: Tensor, old: State, new: State, system: System | None) -> Tensor:
-    """Step one block, reading its state from `old` and writing it to `new` under its name."""
+    """Step one block (or run it over a stretch), its state read from `old` and written to `new` under its name."""
     if not isinstance(block, S4Block):
         return block(x)
     prefix = f'{name}.'
     state = {key[len(prefix) :]: value for key, value in old.items() if key.startswith(prefix)}
-    y, state = block.step(x, state, None if system is None else system[name])
+    advance = block.step if x.dim() == 2 else block.run
+    y, state = advance(x, state, None if system is None else system[name])
     for key, value in state.items():
         new[prefix + key] = value
     return y

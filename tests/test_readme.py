@@ -1,31 +1,49 @@
-"""What the README shows runs: its Python blocks as they stand, and the files that its commands name."""
+"""What the README and the guides in docs/ show runs: their Python blocks as they stand, and the files they name."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
-BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+NEEDED = {'docs/export.md': ('onnx', 'onnxscript', 'onnxruntime')}  # packages of extras
+
+
+def blocks(path: Path) -> list[tuple[int, str]]:
+    """(line, source) of every Python block."""
+    text = path.read_text(encoding='utf-8')
+    found = re.finditer(r'```python\n(.*?)```', text, re.DOTALL)
+    return [(text.count('\n', 0, match.start(1)), match[1]) for match in found]
 
 
 def test_there_is_something_to_run() -> None:
-    assert len(BLOCKS) >= 3
+    assert len(blocks(ROOT / 'README.md')) >= 3
+    assert sum(bool(blocks(path)) for path in DOCUMENTS) >= 5
 
 
-@pytest.mark.parametrize('number', range(len(BLOCKS)))
-def test_python_blocks_run(number: int) -> None:
-    # A later block may go on with what an earlier one imported.
-    names: dict = {}
-    for block in BLOCKS[: number + 1]:
-        if block is BLOCKS[number] or 'import' in block.splitlines()[0]:
-            source = block if block is BLOCKS[number] else block.splitlines()[0]
-            exec(compile(source, f'README.md, block {number}', 'exec'), names)
+@pytest.mark.parametrize('name', NAMES)
+def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in NEEDED.get(name, ()):
+        pytest.importorskip(package)
+    # As at the root, except that what a block writes does not stay.
+    for folder in ('configs', 'examples', 'tests'):
+        if (ROOT / folder).is_dir():
+            (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    # In order, and together: a later block goes on with what an earlier one made.
+    names: dict = {'__name__': name}
+    for line, source in blocks(ROOT / name):
+        exec(compile('\n' * line + source, name, 'exec'), names)
 
 
-def test_named_files_exist() -> None:
-    named = set(re.findall(r'(?:configs|benchmarks|docs)/[\w./-]+\.(?:yaml|py|png|md)', README))
-    assert named
-    missing = [name for name in named if not (ROOT / name).is_file()]
-    assert missing == []
+@pytest.mark.parametrize('name', NAMES)
+def test_named_files_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding='utf-8')
+    named = set(re.findall(r'(?:configs|benchmarks|docs|examples)/[\w./-]+\.(?:yaml|py|png|md)', text))
+    linked = {link for link in re.findall(r'\]\(([^)#:\s]+)\)', text) if not link.startswith('http')}
+    paths = [ROOT / path for path in named] + [(ROOT / name).parent / link for link in linked]
+    assert paths or name != 'README.md'
+    assert [os.path.relpath(path, ROOT) for path in paths if not path.exists()] == []

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from s4nd.training.checkpoint import CheckpointError, save_weights
+from s4nd.models import load_checkpoint
+from s4nd.training.checkpoint import CheckpointError, read_metadata, save_weights
 from s4nd.training.config import ConfigError, load_config
 
 MODEL = 'name: s4nd_isotropic_mini, args: {dim: 8, depths: [1, 1, 1], d_state: 4, bandlimit: 0.5}'
@@ -50,7 +51,7 @@ def test_a_run_leaves_everything_and_is_the_same_again(run, tmp_path: Path, caps
     }
     assert report['skipped_files'] == {'count': 0, 'first': []} and len(report['training']['history']) == 2
     saved = load_config(tmp_path / 'run' / 'config.yaml')
-    assert saved.model.args['img_size'] == 8 and saved.model.args['num_classes'] == 10 and not saved.resume
+    assert saved.model.args['img_size'] == [8, 8] and saved.model.args['num_classes'] == 10 and not saved.resume
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +95,71 @@ def test_training_can_start_from_weights_of_another_size(run, tmp_path: Path) ->
     options = ['eval_only=true', f'checkpoint={weights}', 'eval.sizes=[16]']
     before = train.main([str(tmp_path / 'run' / 'config.yaml'), *options])
     assert report['results']['cross_entropy@16'] == pytest.approx(before['results']['cross_entropy@16'], rel=1e-4)
+    # What it leaves says on which grid it stands, lag window included.
+    left = tmp_path / 'larger' / 'last.safetensors'
+    after = train.main([str(tmp_path / 'larger' / 'config.yaml'), 'eval_only=true', f'checkpoint={left}'])
+    assert after['results'] == report['results'] and after['size'] == '16'
+
+
+STAGES = ['data.size=12', 'data.sizes=[6,8,12]', 'data.stage_epochs=[2,2,1]', 'epochs=5', 'optim.ema=0.5']
+
+
+@pytest.mark.parametrize('stop_at', [1, 2, 3])  # in the first stage, between two, in the second
+def test_a_run_in_stages_goes_on_in_the_middle_of_one(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    whole = run(*STAGES)
+    epochs = train.ImageTask.train_batches
+
+    def stop(self, epoch: int):
+        if epoch == stop_at:
+            raise KeyboardInterrupt
+        return epochs(self, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.ImageTask, 'train_batches', stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(*STAGES, out='parts')
+    metadata = read_metadata(tmp_path / 'parts' / 'last.safetensors')
+    assert metadata['size'] == {1: '6', 2: '6', 3: '8'}[stop_at]
+    assert json.loads(metadata['args'])['img_size'] == [int(metadata['size'])] * 2
+    resumed = train.main([str(tmp_path / 'parts' / 'config.yaml'), 'resume=true'])
+    assert resumed['results'] == whole['results'] and resumed['size'] == '12'
+    first, second = (load_file(tmp_path / name / 'last.safetensors') for name in ('run', 'parts'))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    last = tmp_path / 'run' / 'last.safetensors'
+    again = train.main([str(tmp_path / 'run' / 'config.yaml'), 'eval_only=true', f'checkpoint={last}'])
+    assert again['results'] == whole['results'] and load_checkpoint(last).img_size == (12, 12)
+
+
+def test_a_stage_begins_with_the_function_that_the_last_one_ended_with(run, tmp_path: Path) -> None:
+    still = ['data.size=12', 'optim.lr=0', 'optim.ssm_lr=0', 'optim.warmup_epochs=0', 'eval.sizes=[16]']
+    report = run(*still, 'data.sizes=[6,12]', 'data.stage_epochs=[1,1]')
+    same = run(*still, 'model.args.img_size=6', out='same')
+    assert report['results']['cross_entropy@16'] == pytest.approx(same['results']['cross_entropy@16'], rel=1e-5)
+
+
+def test_the_best_weights_may_be_of_an_earlier_stage(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = iter([50.0, 40.0])
+    monkeypatch.setattr(train.ImageTask, 'evaluate', lambda *_: {'accuracy@12': next(accuracies)})
+    stages = ['data.size=12', 'data.sizes=[6,12]', 'data.stage_epochs=[1,1]', 'data.val_fraction=0.25']
+    report = run(*stages, 'eval.weights=best')
+    assert report['size'] == '6'
+    weights = f'checkpoint={tmp_path / "run" / "best.safetensors"}'
+    best = train.main([str(tmp_path / 'run' / 'config.yaml'), 'eval_only=true', weights, f'out={tmp_path / "e"}'])
+    assert best['results'] == report['results']
+
+
+def test_stages_need_a_model_whose_parameters_stay(run, tmp_path: Path) -> None:
+    (tmp_path / 'tiny.yaml').write_text(CONFIG.replace(MODEL, 'name: test_vit'))
+    with pytest.raises(ConfigError, match=r'data\.stage_epochs: test_vit makes new parameters'):
+        run(*STAGES)
+
+
+def test_mixed_sizes_train_on_the_nominal_grid(run, tmp_path: Path) -> None:
+    report = run('data.sizes=[6,8,12x16]', 'eval.sizes=[8,12x16]')
+    assert set(report['results']) == {f'{m}@{s}' for m in ('accuracy', 'cross_entropy') for s in ('8', '12x16')}
+    assert report['size'] == '8' and load_checkpoint(tmp_path / 'run' / 'last.safetensors').img_size == (8, 8)
 
 
 def test_any_timm_model_trains(run, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ['Batches', 'random_crop']
+from s4nd.training.sizes import Size
+
+__all__ = ['Batches', 'ShownBatches', 'random_crop']
 
 
 def random_crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:
@@ -63,3 +66,26 @@ class Batches:
             if self.flip:
                 images[mirrored[window]] = images[mirrored[window]].flip(-1)
             yield images, self.labels[chosen]
+
+
+class ShownBatches:
+    """Batches and the size at which each is shown: (images, labels, (height, width)), drawn from `sizes` by the seed.
+
+    All processes show the same step at the same size.
+    """
+
+    def __init__(self, batches: Any, sizes: Sequence[Size], seed: int) -> None:
+        self.batches, self.sizes, self.seed = batches, list(sizes), seed
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def shard(self, index: int, count: int) -> ShownBatches:
+        """The share of process `index` of `count`."""
+        return ShownBatches(self.batches.shard(index, count), self.sizes, self.seed)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Size]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randint(len(self.sizes), (len(self),), generator=generator)
+        for (images, labels), number in zip(self.batches, drawn.tolist(), strict=True):
+            yield images, labels, self.sizes[number]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from s4nd.data.resample import resize, to_bytes, to_float
+from s4nd.training.sizes import Size, parse_size
 
 __all__ = ['NORMALISATION', 'DataError', 'ImageSet', 'PixelSet', 'Splits', 'hold_out', 'spread_over_classes']
 
@@ -30,7 +31,7 @@ class DataError(ValueError):
 
 
 class ImageSet(Protocol):
-    """Labelled images; `at(size)` gives them as bytes (N, C, size, size)."""
+    """Labelled images; `at(size)` gives them as bytes (N, C, height, width), a number being a square."""
 
     labels: Tensor  # (N,) int64
     classes: tuple[str, ...]
@@ -38,7 +39,7 @@ class ImageSet(Protocol):
     native_size: int | None  # pixels a side as stored; None: a scene that has none
     skipped: tuple[str, ...]  # files that could not be read
 
-    def at(self, size: int) -> Tensor: ...
+    def at(self, size: int | Size) -> Tensor: ...
 
     def select(self, indices: Tensor) -> ImageSet: ...
 
@@ -60,9 +61,9 @@ class PixelSet:
     def native_size(self) -> int:
         return self.images.shape[-1]
 
-    def at(self, size: int) -> Tensor:
-        """Area averages below the stored size, bicubic interpolation above it; bytes (N, C, size, size)."""
-        if size == self.native_size:
+    def at(self, size: int | Size) -> Tensor:
+        """Area averages below the stored size, bicubic interpolation above it; bytes (N, C, height, width)."""
+        if parse_size(size) == tuple(self.images.shape[2:]):
             return self.images
         return torch.cat([to_bytes(resize(to_float(chunk), size)) for chunk in self.images.split(_CHUNK)])
 

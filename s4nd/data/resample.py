@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s4nd.training.sizes import Size, parse_size
+
 __all__ = ['area_weights', 'resize', 'to_bytes', 'to_float']
 
 
@@ -23,8 +25,8 @@ def area_weights(source: int, size: int) -> Tensor:
     return overlap.clamp(min=0) * size / source
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Bring float images (B, C, H, W) to (B, C, size, size), axis by axis.
+def resize(images: Tensor, size: int | Size) -> Tensor:
+    """Bring float images (B, C, H, W) to a square of `size`, or to (height, width), axis by axis.
 
     An axis of at least `size` pixels is averaged by area; a shorter one is interpolated (bicubic), which adds no
     detail: the result shows the same scene with more samples, within the range of the input.
@@ -32,18 +34,19 @@ def resize(images: Tensor, size: int) -> Tensor:
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f'expected float images (B, C, H, W), got {images.dtype} of shape {tuple(images.shape)}')
     height, width = images.shape[-2:]
+    rows, columns = parse_size(size)
     low, high = images.amin(), images.amax()
-    if max(height, width) == size == min(height, width):
+    if (height, width) == (rows, columns):
         return images
-    if height % size == 0 and width % size == 0:
-        return F.avg_pool2d(images, (height // size, width // size))
-    if height > size:
-        images = area_weights(height, size).to(images) @ images
-    if width > size:
-        images = images @ area_weights(width, size).to(images).mT
-    if images.shape[-2:] != (size, size):
+    if height % rows == 0 and width % columns == 0:
+        return F.avg_pool2d(images, (height // rows, width // columns))
+    if height > rows:
+        images = area_weights(height, rows).to(images) @ images
+    if width > columns:
+        images = images @ area_weights(width, columns).to(images).mT
+    if images.shape[-2:] != (rows, columns):
         # With antialias, torch takes the cubic that keeps straight ramps straight (a = -1/2).
-        images = F.interpolate(images, (size, size), mode='bicubic', align_corners=False, antialias=True)
+        images = F.interpolate(images, (rows, columns), mode='bicubic', align_corners=False, antialias=True)
         images = images.clamp(low, high)  # bicubic weights overshoot at edges
     return images
 

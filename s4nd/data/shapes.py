@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from s4nd.data.resample import to_bytes
+from s4nd.training.sizes import Size, parse_size
 
 __all__ = ['CLASSES', 'ShapeSet']
 
@@ -89,36 +90,37 @@ class ShapeSet:
         parts = {name: getattr(self, name)[indices] for name in ('labels', 'pose', 'colours', 'waves')}
         return replace(self, **parts)
 
-    def at(self, size: int) -> Tensor:
-        """Bytes (N, 3, size, size): the mean of each scene over each pixel."""
+    def at(self, size: int | Size) -> Tensor:
+        """Bytes (N, 3, height, width): the mean of each scene over each pixel."""
+        size = parse_size(size)
         return to_bytes(torch.cat([self._render(start, size) for start in range(0, len(self.labels), _CHUNK)]))
 
-    def _render(self, start: int, size: int) -> Tensor:
+    def _render(self, start: int, size: Size) -> Tensor:
         window = slice(start, start + _CHUNK)
-        points = size * -(-_POINTS // size)
-        line = (torch.arange(points) + 0.5) / points
-        figure = torch.empty(len(self.labels[window]), size, size)
+        counts = [-(-_POINTS // side) for side in size]  # sample points across a pixel
+        lines = [(torch.arange(side * n) + 0.5) / (side * n) for side, n in zip(size, counts, strict=True)]
+        figure = torch.empty(len(self.labels[window]), *size)
         for label in self.labels[window].unique().tolist():
             chosen = self.labels[window] == label
-            value = _figure(CLASSES[label], self.pose[window][chosen], line)
-            figure[chosen] = torch.nn.functional.avg_pool2d(value, points // size)
+            value = _figure(CLASSES[label], self.pose[window][chosen], *lines)
+            figure[chosen] = torch.nn.functional.avg_pool2d(value, counts)
         ground, colour = self.colours[window].unbind(1)
         picture = ground[:, :, None, None] + (colour - ground)[:, :, None, None] * figure[:, None]
         return picture + self._clutter(window, size)
 
-    def _clutter(self, window: slice, size: int) -> Tensor:
+    def _clutter(self, window: slice, size: Size) -> Tensor:
         """Slow plane waves, one a colour channel; their mean over a pixel has a closed form."""
         across, down = self.waves[window, :, 1], self.waves[window, :, 0]
-        line = (torch.arange(size) + 0.5) / size
-        angle = 2 * math.pi * (down[..., None, None] * line[:, None] + across[..., None, None] * line)
-        mean = torch.sinc(down / size) * torch.sinc(across / size) * self.waves[window, :, 3]
+        rows, columns = ((torch.arange(side) + 0.5) / side for side in size)
+        angle = 2 * math.pi * (down[..., None, None] * rows[:, None] + across[..., None, None] * columns)
+        mean = torch.sinc(down / size[0]) * torch.sinc(across / size[1]) * self.waves[window, :, 3]
         return mean[..., None, None] * torch.sin(angle + self.waves[window, :, 2, None, None])
 
 
-def _figure(name: str, pose: Tensor, line: Tensor) -> Tensor:
-    """How much of the figure's colour stands at each point: (B, P, P) in 0…1, with soft edges."""
+def _figure(name: str, pose: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """How much of the figure's colour stands at each point: (B, rows, columns) in 0…1, with soft edges."""
     centre_y, centre_x, angle, frequency, phase, scale = (value[:, None, None] for value in pose.unbind(1))
-    down, across = line[:, None] - centre_y, line[None, :] - centre_x
+    down, across = rows[:, None] - centre_y, columns[None, :] - centre_x
     y, x = down * angle.cos() + across * angle.sin(), across * angle.cos() - down * angle.sin()
     if name in ('bars', 'fine bars', 'posts', 'fine posts', 'slopes'):
         return _stripes(y * frequency, phase)

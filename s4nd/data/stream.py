@@ -18,6 +18,7 @@ from s4nd.data.class_folders import UNREADABLE, Member, decode, list_members
 from s4nd.data.image_set import NORMALISATION, DataError
 from s4nd.data.resample import resize, to_bytes, to_float
 from s4nd.training.config import ImageData
+from s4nd.training.sizes import Size
 
 __all__ = ['StreamBatches', 'StreamSet', 'load_stream']
 
@@ -57,7 +58,7 @@ class StreamSet:
         )  # fmt: skip
         return StreamBatches(self, order, _TrainView(transform), data.batch_size, data.workers, seed, whole=True)
 
-    def eval_batches(self, size: int, crop_pct: float, batch_size: int, workers: int) -> StreamBatches:
+    def eval_batches(self, size: int | Size, crop_pct: float, batch_size: int, workers: int) -> StreamBatches:
         """Every image once: the central square of `crop_pct` of the shorter side, brought to `size`; bytes."""
         order = torch.arange(len(self.paths))
         return StreamBatches(self, order, _EvalView(size, crop_pct), batch_size, workers, seed=0, whole=False)
@@ -73,7 +74,7 @@ class _TrainView:
 
 @dataclass(frozen=True)
 class _EvalView:
-    size: int
+    size: int | Size
     crop_pct: float
 
     def __call__(self, image: Tensor) -> Tensor:

@@ -8,8 +8,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from s4nd.ops.exponentials import block_split  # noqa: F401
-
 
 class Kernel(nn.Module):
     """A continuous convolution kernel, sampled on demand.
@@ -131,6 +129,12 @@ def check_length_and_step(length: int, step: float) -> None:
         raise ValueError(f'kernel length must be at least 1, got {length}')
     if not (step > 0.0 and step < float('inf')):
         raise ValueError(f'step must be positive and finite, got {step}')
+
+
+@torch.jit.unused
+def eager(x: Tensor) -> bool:
+    """Whether hand-written gradients and complex arithmetic can be used: no compiler looks on, the device has them."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and x.device.type in ('cpu', 'cuda')
 
 
 def wide(x: Tensor) -> Tensor:

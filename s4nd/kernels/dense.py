@@ -6,7 +6,7 @@ Shape legend: see base.py; here the state is real, S' is 1 or H: the number of d
 import torch
 from torch import Tensor
 
-from s4nd.kernels.base import SSMKernel, check_length_and_step
+from s4nd.kernels.base import SSMKernel, check_length_and_step, eager
 from s4nd.ops.krylov import krylov, plain_krylov
 
 
@@ -20,7 +20,7 @@ class DenseKernel(SSMKernel):
         check_length_and_step(length, step)
         A, B = self._discretize(step)
         C = self._readout().reshape(-1, A.shape[0], self.d_state)  # (c·H/S', S', N): feature h uses system h % S'
-        if torch.jit.is_scripting() or torch.compiler.is_compiling():
+        if torch.jit.is_scripting() or not eager(self.C):
             taps = plain_krylov(A, B, C, length)
         else:
             taps = krylov(A, B, C, length)

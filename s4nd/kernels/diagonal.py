@@ -1,7 +1,8 @@
 """S4D: a diagonal state matrix (arXiv 2206.11893).
 
 x' = A x + B u, y = 2 Re(C x), A = -exp(log_A_real) - i·A_imag: K[l] = 2 Re Σ_n C_n B̄_n Ā_n^l, exact at every step.
-Shape legend: see base.py. Arithmetic is real throughout: a complex number is a pair of tensors.
+Shape legend: see base.py. Parameters are real, a complex number a pair of them. Eager taps take complex arithmetic and
+hand-written gradients (ops/exponentials.py); compilers, exporters and TorchScript see real arithmetic throughout.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s4nd import hippo
-from s4nd.kernels.base import SSMKernel, check_length_and_step, expand_ssm, pair_cells, wide
+from s4nd.kernels.base import SSMKernel, check_length_and_step, eager, expand_ssm, pair_cells, wide
 from s4nd.ops.exponentials import exponential_sum, plain_exponential_sum
 
 DISCRETIZATIONS = ('zoh', 'bilinear')
@@ -91,7 +92,7 @@ class S4DKernel(SSMKernel):
         dtype = torch.promote_types(self.C.dtype, torch.float32)
         # TorchScript needs the outer condition to stand alone.
         if not torch.jit.is_scripting():  # noqa: SIM102
-            if not torch.compiler.is_compiling() and self.C.device.type in ('cpu', 'cuda'):
+            if eager(self.C):
                 weights, bases = self._exponentials(step)
                 return exponential_sum(weights, bases, length).to(dtype)
         a_re, a_im, b_re, b_im = self._discretize(step)
@@ -102,7 +103,7 @@ class S4DKernel(SSMKernel):
     def cells(self, length: int, step: float = 1.0) -> Tensor:
         """See `Kernel.cells`; here in closed form: h[2l - 1] + h[2l] = 2 Re Σ_n w_n (1 + ā_n) ā_n^(2l - 1)."""
         if not torch.jit.is_scripting():  # noqa: SIM102
-            if not torch.compiler.is_compiling() and self.C.device.type in ('cpu', 'cuda'):
+            if eager(self.C):
                 check_length_and_step(length, step)
                 weights, bases = self._exponentials(step / 2)
                 taps = 2 * weights.real.sum(-1, keepdim=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s4nd import hippo
-from s4nd.kernels.base import SSMKernel, check_length_and_step, expand_ssm, wide
+from s4nd.kernels.base import SSMKernel, check_length_and_step, eager, expand_ssm, wide
 from s4nd.ops.krylov import krylov, plain_krylov
 
 # Up to this length, on a CPU, taps are computed by running the O(N) recurrence: squaring N × N matrices costs more.
@@ -99,13 +99,12 @@ class S4Kernel(SSMKernel):
         """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
         check_length_and_step(length, step)
         dtype = torch.promote_types(self.C.dtype, torch.float32)
-        # Compilers would unroll the recurrence; TorchScript needs the outer condition to stand alone.
-        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():  # noqa: SIM102
-            if length <= _STEPWISE_UP_TO and self.C.device.type == 'cpu':
-                return self._impulse_response(length, step).to(dtype)
-        A, B = self._discretize(step)
-        if torch.jit.is_scripting() or torch.compiler.is_compiling():
+        if torch.jit.is_scripting() or not eager(self.C):
+            A, B = self._discretize(step)
             return plain_krylov(A, B[..., 0], self._readout(), length).to(dtype)
+        if length <= _STEPWISE_UP_TO and self.C.device.type == 'cpu':
+            return self._impulse_response(length, step).to(dtype)
+        A, B = self._discretize(step)
         return krylov(A, B[..., 0], self._readout(), length).to(dtype)
 
     def init_state(self, batch: int) -> dict[str, Tensor]:

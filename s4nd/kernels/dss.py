@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from s4nd import hippo
-from s4nd.kernels.base import Kernel, SSMKernel, check_length_and_step, expand_ssm, wide
+from s4nd.kernels.base import Kernel, SSMKernel, check_length_and_step, eager, expand_ssm, wide
 from s4nd.kernels.diagonal import S4DKernel
 from s4nd.kernels.sgconv import check_axis
 from s4nd.ops.exponentials import exponential_sum, plain_exponential_sum
@@ -211,6 +211,6 @@ def expm1(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def sum_modes(w_re: Tensor, w_im: Tensor, a_re: Tensor, a_im: Tensor, length: int) -> Tensor:
     """2 Re Σ_n w_n a_nˡ for l = 0 … length - 1: w (c, H, n), a (H, n) -> (c, H, length)."""
-    if torch.jit.is_scripting() or torch.compiler.is_compiling() or a_re.device.type not in ('cpu', 'cuda'):
+    if torch.jit.is_scripting() or not eager(a_re):
         return plain_exponential_sum(w_re, w_im, a_re, a_im, length)
     return exponential_sum(torch.complex(w_re, w_im), torch.complex(a_re, a_im), length)

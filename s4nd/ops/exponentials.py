@@ -1,6 +1,6 @@
 """Taps of a sum of damped exponentials, the kernel of every diagonal state-space system.
 
-k[l] = 2 Σ_m Re(w_m a_m^l), l = 0 … L - 1. Written l = j·columns + i, a power factors as (a^columns)^j · a^i, so that the
+k[l] = 2 Σ_m Re(w_m a_m^l), l = 0 … L - 1. With l = j·columns + i a power factors as (a^columns)^j · a^i, so that the
 taps are one matrix product of √L by √L, and so are both gradients: Σ_l g_l a^l for w, Σ_l l g_l a^(l-1) for a.
 Shape legend: c = channels, H = features, n = modes, L = length.
 """

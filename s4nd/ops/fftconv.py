@@ -11,14 +11,15 @@ from torch import Tensor
 
 
 def fft_conv(x: Tensor, taps: Tensor, centre: int) -> Tensor:
-    """x (B, C, L) with lag taps (C, K), lag 0 at `centre` -> (B, C, L). Its gradients cannot be differentiated again."""
+    """x (B, C, L) with lag taps (C, K), lag 0 at `centre` -> (B, C, L); gradients cannot be differentiated again."""
     return _FFTConv.apply(x, taps, centre)
 
 
 def wrapped_spectrum(taps: Tensor, centre: int, length: int) -> tuple[Tensor, int]:
-    """Spectrum (C, size/2 + 1) of lag taps (C, K) for a signal of `length`, and the size; lags below 0 stand at the end.
+    """Spectrum (C, size/2 + 1) of lag taps (C, K) for a signal of `length`, and the size.
 
-    Lags -q … p act on `length` samples without wrapping onto each other where size >= length + max(p, q).
+    Lags below 0 stand at the end: lags -q … p act on `length` samples without wrapping onto each other where
+    size >= length + max(p, q).
     """
     # Lags beyond ±(length - 1) never meet the signal.
     first, last = max(0, centre - length + 1), min(taps.shape[1], centre + length)

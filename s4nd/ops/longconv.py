@@ -80,7 +80,7 @@ def separable_conv(
             )
         if length < 1:
             raise ValueError(f'x has an empty axis: shape {list(x.shape)}')
-        if centres[axis] < 0 or centres[axis] >= k.shape[2]:
+        if not matrix and (centres[axis] < 0 or centres[axis] >= k.shape[2]):
             raise ValueError(f'centre {centres[axis]} of axis {axis} is outside its {k.shape[2]} lags')
     if torch.jit.is_scripting() or x.is_meta:
         return _separable_conv(x, taps, centres, method, skip)
@@ -113,9 +113,7 @@ def toeplitz(taps: Tensor, centre: int, length: int) -> Tensor:
     return padded.unfold(2, length, 1).flip(2)
 
 
-def _separable_conv(
-    x: Tensor, taps: list[Tensor], centres: list[int], method: str, skip: Tensor | None
-) -> Tensor:
+def _separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: str, skip: Tensor | None) -> Tensor:
     dtype = x.dtype
     if dtype == torch.float16 or dtype == torch.bfloat16:
         x = x.float()
@@ -132,14 +130,14 @@ def _separable_conv(
         all_matrices = all_matrices and k.dim() == 4
         operators.append(k)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript needs the condition to stand alone)
-        if not torch.compiler.is_compiling() and not x.is_meta:
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta):
             if all_matrices:
                 return separable_product(x, operators, skip).to(dtype)
             if axes == 1:
                 # One axis: ranks add up before the convolution, and so does the skip, at lag 0.
                 k = operators[0].sum(0)
                 if skip is not None:
-                    k = torch.cat([k[:, : centres[0]], k[:, centres[0], None] + skip[:, None], k[:, centres[0] + 1 :]], 1)
+                    k = k + torch.nn.functional.pad(skip[:, None], (centres[0], k.shape[1] - 1 - centres[0]))
                 return fft_conv(x, k, centres[0]).to(dtype)
     u = to_channels(x)
     y = u

@@ -38,9 +38,10 @@ def apply_matrix(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
     channels, length = matrix.shape[0], matrix.shape[1]
     if dim == 1 and x.dim() > 3:
         return torch.bmm(matrix.transpose(1, 2), x.reshape(channels, length, -1)).reshape(x.shape)
-    rows = x.movedim(dim, -1)
+    last = x.dim() - 1  # exporters of old ONNX opsets take no -1 here
+    rows = x.movedim(dim, last)
     y = torch.bmm(rows.reshape(channels, -1, length), matrix)
-    return y.reshape(rows.shape).movedim(-1, dim)
+    return y.reshape(rows.shape).movedim(last, dim)
 
 
 class _SeparableProduct(torch.autograd.Function):

@@ -7,7 +7,7 @@ right one; a value of the wrong type is an error that names the value and what w
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,6 +17,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from s4nd.files import write_atomically
+from s4nd.training.sizes import parse_size
 
 __all__ = [
     'AudioConfig',
@@ -39,9 +40,16 @@ class ConfigError(ValueError):
     """A configuration that cannot be run, with the option and what was expected."""
 
 
-def option(default: Any, *, choices: Sequence[str] | None = None, low: float | None = None, high: float | None = None):
-    """A dataclass field with the values it admits: one of `choices`, or a number in [low, high]."""
-    metadata = {'choices': choices, 'low': low, 'high': high}
+def option(
+    default: Any,
+    *,
+    choices: Sequence[str] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    parse: Callable[[Any], Any] | None = None,
+):
+    """A dataclass field with the values it admits: one of `choices`, a number in [low, high], or what `parse` reads."""
+    metadata = {'choices': choices, 'low': low, 'high': high, 'parse': parse}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -76,7 +84,8 @@ class OptimConfig:
 class EvalConfig:
     """What is measured: `sizes` after training, the training size after every `every` epochs."""
 
-    sizes: list[int] = option([], low=1)  # noqa: RUF009 (it makes a field)  # images: sides in pixels; empty: the training size
+    sizes: list[Any] = option([], parse=parse_size)  # noqa: RUF009 (it makes a field)  # images: 16 or 24x40; empty: the training size
+    sample_rates: list[int] = option([], low=1)  # noqa: RUF009  # classes of sound: Hz; empty: the training rate
     every: int = option(1, low=1)
     limit: int | None = option(None, low=1)  # evaluate on this many images, evenly over the classes
     weights: str = option('last', choices=('last', 'best'))  # which weights the final evaluation uses
@@ -91,6 +100,8 @@ class ImageData:
     download: bool = False  # through torchvision, into root (cifar10, cifar100, fashion_mnist)
     cache: str | None = 'out/cache'  # decoded images are kept here; null: decode every time
     size: int = option(32, low=1)
+    sizes: list[Any] = option([], parse=parse_size)  # noqa: RUF009 (it makes a field)  # sizes shown in training; empty: `size`
+    stage_epochs: list[int] = option([], low=1)  # noqa: RUF009  # epochs at each of `sizes` in turn; empty: a size drawn a batch
     source_size: int | None = option(None, low=1)  # folder: side to which decoded images are brought
     stream: bool = False  # folder: decode during training (always so for imagenet)
     workers: int = option(4, low=0)  # stream: loader processes
@@ -114,16 +125,20 @@ class ImageData:
 class AudioData:
     """Waveforms cut into clips of `clip_samples`, quantised to 2**`bits` values."""
 
-    kind: str = option('folder', choices=('folder', 'plucked'))
-    root: str | None = None
+    kind: str = option('folder', choices=('folder', 'digits', 'sc09', 'plucked'))
+    root: str | None = None  # a folder or a tar of recordings; sc09: where Speech Commands is, or is to be
+    download: bool = False  # sc09: fetch Speech Commands into root
+    cache: str = 'out/cache'  # a tar is unpacked here
     sample_rate: int = option(16000, low=1)
     clip_samples: int = option(16000, low=1)
     quantizer: str = option('mu-law', choices=('mu-law', 'linear'))
-    convention: str = option('standard', choices=('standard', 'reference'))
+    convention: str = option('standard', choices=('standard', 'torchaudio', 'reference'))
     bits: int = option(8, low=1, high=16)
     normalise: str = option('none', choices=('none', 'peak', 'min-max'))  # each file's peak, each clip's extremes
-    split: str = option('time', choices=('time', 'files', 'lists'))  # ends of files, whole files, files named in lists
+    # The ends of each file, whole files, files named in lists, or by the index in the name (spoken digits).
+    split: str = option('time', choices=('time', 'files', 'lists', 'digits'))
     val_fraction: float = option(0.06, low=0, high=0.45)  # held out, and as much again for the test
+    labels: str = option('none', choices=('none', 'folder', 'name'))  # a file's class: its folder, its name up to a '_'
     batch_size: int = option(8, low=1)
     train_count: int = option(256, low=1)  # plucked: clips to train on
     test_count: int = option(32, low=1)  # plucked: clips to validate on, and as many again for the test
@@ -171,21 +186,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f'; known: {", ".join(sorted(known))}'
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ImageConfig | AudioConfig:
-    """Read the YAML file at `path`, apply `key=value` overrides and check every key and value.
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> ImageConfig | AudioConfig:
+    """Read the YAML file at `path` (None: no file), apply `key=value` overrides and check every key and value.
 
     Raises ConfigError, naming the option, its value and what was expected.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f'{path}: no such configuration file')
-    try:
-        content = OmegaConf.create(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f'{path}: not valid YAML: {error}') from error
-    if not OmegaConf.is_dict(content):
-        raise ConfigError(f'{path}: expected key: value lines, got a list')
-    layers = [(str(path), content)]
+    layers = [] if path is None else [(str(path), _read_file(Path(path)))]
     for text in overrides:
         layers.append((text, _parse_override(text)))
     task = next((str(layer.task) for _, layer in reversed(layers) if 'task' in layer), 'image')
@@ -194,10 +200,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ImageConfig 
     config = _merge(SCHEMAS[task], layers)
     _check_values(config)
     if not config.out:
-        config.out = str(Path('out') / path.stem)
+        config.out = str(Path('out') / ('run' if path is None else Path(path).stem))
     if not config.label:
         config.label = Path(config.out).name
     return config
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f'{path}: no such configuration file')
+    try:
+        content = OmegaConf.create(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f'{path}: not valid YAML: {error}') from error
+    if not OmegaConf.is_dict(content):
+        raise ConfigError(f'{path}: expected key: value lines, got a list')
+    return content
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -274,6 +292,7 @@ def _expected(schema: type, key: str) -> str:
         bool: 'true or false',
         str: 'text',
         list[int]: 'whole numbers, [8, 16]',
+        list[Any]: 'a list, [8, 16]',
     }
     options = [words.get(part, str(part)) for part in getattr(kind, '__args__', (kind,)) if part is not type(None)]
     return 'expected ' + words.get(kind, ' or '.join(options))
@@ -285,9 +304,15 @@ def _check_values(config: Any, prefix: str = '') -> None:
         if is_dataclass(value):
             _check_values(value, f'{name}.')
             continue
-        choices, low, high = (item.metadata.get(word) for word in ('choices', 'low', 'high'))
+        choices, low, high, parse = (item.metadata.get(word) for word in ('choices', 'low', 'high', 'parse'))
         if choices and value not in choices:
             raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got '{value}'")
+        if parse is not None:
+            for entry in value:
+                try:
+                    parse(entry)
+                except ValueError as error:
+                    raise ConfigError(f'{name}: {error}') from error
         for number in value if isinstance(value, list) else [value]:
             if low is not None and number is not None and not number >= low:
                 raise ConfigError(f'{name}: expected at least {low}, got {number}')

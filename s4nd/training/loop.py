@@ -46,7 +46,9 @@ class Task(Protocol):
     """What is learnt. It holds no state besides its data: everything random follows from the epoch.
 
     `train_batches(epoch)` is sized; where it has a method `shard(index, count)`, each process asks for its own share,
-    otherwise the loop takes every count-th batch.
+    otherwise the loop takes every count-th batch. A task may have a method `enter_epoch(model, epoch)` that changes the
+    model in place for the epoch (its parameters stay the same objects) and returns metadata for the weights; it is
+    called on the model and on its average before an epoch trains, and before weights of that epoch are restored.
     """
 
     monitor: str  # the metric that picks the best checkpoint
@@ -120,6 +122,7 @@ class _Training:
         self.epoch, self.updates, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
+        self.entered: dict[str, str] = {}
 
     def _updates_per_epoch(self) -> int:
         count = self.accelerator.num_processes * self.config.optim.accumulate
@@ -152,6 +155,7 @@ class _Training:
         start, config = time.monotonic(), self.config
         # Dropout, mixup and drop path follow from seed, epoch and process alone, so no generator state is stored.
         set_seed((config.seed * 1_000_003 + self.epoch * 1_009 + self.accelerator.process_index) % 2**32)
+        self._enter(self.epoch)
         self.model.train()
         updates = min(self.updates_per_epoch, self.total_updates - self.updates)
         total = 0.0
@@ -174,6 +178,11 @@ class _Training:
         self.history.append(
             {'epoch': self.epoch, 'loss': total / (updates * config.optim.accumulate), 'lr': max(rates)}
         )
+
+    def _enter(self, epoch: int) -> None:
+        if hasattr(self.task, 'enter_epoch'):
+            for module in (self.weights, self.raw):
+                self.entered = self.task.enter_epoch(module, epoch)
 
     def _share(self, batches: Iterable[Any]) -> Iterator[Any]:
         index, count = self.accelerator.process_index, self.accelerator.num_processes
@@ -239,7 +248,8 @@ class _Training:
 
     def _save(self, improved: bool) -> None:
         args = json.dumps(self.config.model.args)
-        metadata = {'model': self.config.model.name, 'args': args, 'epoch': str(self.epoch), **self.task.metadata}
+        metadata = {'model': self.config.model.name, 'args': args, 'epoch': str(self.epoch)}
+        metadata |= {**self.task.metadata, **self.entered}
         # The file describes the run; whether this start was a second one is not part of it.
         save_config(self.out / 'config.yaml', replace(self.config, resume=False, overwrite=False))
         save_weights(self.out / 'last.safetensors', self.weights, metadata)
@@ -268,6 +278,8 @@ class _Training:
             raise CheckpointError(f'{path} is the run of {state.get("name")}, expected {name}')
         if (state['ema'] is None) != (self.ema is None):
             raise CheckpointError(f'{path}: optim.ema was {"off" if state["ema"] is None else "on"} in this run')
+        for epoch in range(state['epoch']):  # the same way as the run went, so that nothing is rounded otherwise
+            self._enter(epoch)
         try:
             self.raw.load_state_dict(state['model'])
             if self.ema is not None:

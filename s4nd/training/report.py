@@ -6,12 +6,14 @@ python -m s4nd.training.report out/a out/b picture=out/both.png table=out/both.t
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from s4nd.files import write_atomically
+from s4nd.training.sizes import parse_size
 
 __all__ = ['draw', 'main', 'read_report', 'sizes_of', 'table', 'write_report']
 
@@ -47,31 +49,40 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     return report
 
 
-def sizes_of(report: dict[str, Any]) -> list[int]:
-    """The sizes at which the shown metric was measured, rising."""
+def sizes_of(report: dict[str, Any]) -> list[str]:
+    """The sizes ('16', '24x40') at which the shown metric was measured, rising."""
     prefix = f'{report["metric"]}@'
-    return sorted(int(key.removeprefix(prefix)) for key in report['results'] if key.startswith(prefix))
+    return sorted((key.removeprefix(prefix) for key in report['results'] if key.startswith(prefix)), key=_side)
 
 
 def table(reports: Sequence[dict[str, Any]]) -> str:
-    """One line a run, one column a size (or a metric, where none has sizes); `*` marks the training size."""
+    """One line a run, one column a size (or a metric, where none has sizes); `*` marks the training size.
+
+    A run whose report holds 'milliseconds' (an image, by size) has a second line for them.
+    """
     columns: dict[str, None] = {}
     for report in reports:
         sized = [f'{report["metric"]}@{size}' for size in sizes_of(report)]
         columns.update(dict.fromkeys(sized or [key for key in report['results'] if '@' not in key]))
-    keys = sorted(columns, key=lambda key: int(key.partition('@')[2] or 0))
+    keys = sorted(columns, key=lambda key: _side(key.partition('@')[2] or '1'))
     rows = [['run', 'parameters', 'trained at', *keys]]
     for report in reports:
         size = report.get('size')
         cells = [_cell(report['results'].get(key), str(size) == key.partition('@')[2]) for key in keys]
         rows.append([report['label'], f'{report["parameters"]:,}', str(size or '-'), *cells])
+        if 'milliseconds' in report:
+            times = [report['milliseconds'].get(key.partition('@')[2]) for key in keys]
+            rows.append(['  ms an image', '', '', *(_cell(value, False) for value in times)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ['  '.join(_align(cell, widths[at], at) for at, cell in enumerate(row)).rstrip() for row in rows]
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
 
 
 def draw(path: str | Path, reports: Sequence[dict[str, Any]]) -> None:
-    """The shown metric against the size, one line a run, the training size ringed."""
+    """The shown metric against the size, one line a run, the training size ringed; dashed: the time an image.
+
+    A size that is not a square stands where a square of as many pixels would.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -83,21 +94,45 @@ def draw(path: str | Path, reports: Sequence[dict[str, Any]]) -> None:
     for report in reports:
         sizes, metric = sizes_of(report), report['metric']
         values = [report['results'][f'{metric}@{size}'] for size in sizes]
-        (line,) = axes.plot(sizes, values, marker='o', label=report['label'])
-        if report.get('size') in sizes:
-            trained = report['results'][f'{metric}@{report["size"]}']
-            axes.plot(report['size'], trained, 'o', markersize=13, fillstyle='none', color=line.get_color())
-    ticks = sorted({size for report in reports for size in sizes_of(report)})
+        sides = [_side(size) for size in sizes]
+        (line,) = axes.plot(sides, values, marker='o', label=report['label'])
+        trained = str(report.get('size'))
+        if trained in sizes:
+            value = report['results'][f'{metric}@{trained}']
+            axes.plot(_side(trained), value, 'o', markersize=13, fillstyle='none', color=line.get_color())
+    ticks: dict[float, dict[str, None]] = {}
+    for size in sorted({size for report in reports for size in sizes_of(report)}, key=_side):
+        ticks.setdefault(_side(size), {})[size] = None
     axes.set_xscale('log', base=2)
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlabel('evaluated at (pixels a side; ring: trained there)')
+    axes.set_xticks(list(ticks), ['\n'.join(names) for names in ticks.values()])
+    axes.minorticks_off()
+    axes.set_xlabel(f'evaluated at ({reports[0].get("unit", "pixels a side")}; ring: trained there)')
     metric = reports[0]['metric']
     axes.set_ylabel('accuracy (%)' if metric == 'accuracy' else metric.replace('_', ' '))
     if metric == 'accuracy':
         axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     axes.legend()
+    _draw_times(axes, reports)
     write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+
+
+def _draw_times(axes: Any, reports: Sequence[dict[str, Any]]) -> None:
+    timed = [report for report in reports if 'milliseconds' in report]
+    if not timed:
+        return
+    right = axes.twinx()
+    for report in timed:
+        sizes = sorted(report['milliseconds'], key=_side)
+        times = [report['milliseconds'][size] for size in sizes]
+        right.plot([_side(size) for size in sizes], times, '--', marker='.', alpha=0.6)
+    right.set_yscale('log')
+    right.set_ylabel('ms an image (dashed)')
+
+
+def _side(size: str) -> float:
+    """The side of the square with as many pixels."""
+    return math.sqrt(math.prod(parse_size(size)))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,24 +1,21 @@
 """Folders of audio and the embedded melodies."""
 
+import json
 import math
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from audio.datasets import (
-    PARTS,
-    PITCHES,
-    FolderClips,
-    PluckedClips,
-    folder_parts,
-    pluck,
-    plucked_melody,
-    scan_folder,
-    split_files,
-)
-from audio.io import write_audio
+from audio.datasets import PITCHES, FolderClips, PluckedClips, folder_parts, pluck, plucked_melody, sc09_parts
+from audio.files import PARTS, scan_folder, split_files
+from audio.io import read_audio, write_audio
+from audio.task import build
+from s4nd.training.config import load_config
+from tests.audio.test_files import speech_commands
+from train import main as train
 
 
 def ramp(samples: int) -> torch.Tensor:
@@ -37,62 +34,6 @@ def folder(tmp_path: Path) -> Path:
 def where(clip: torch.Tensor) -> int:
     """First frame of a clip of `ramp`."""
     return round(clip[0].item() * 16384) - 1
-
-
-def test_scan(folder: Path) -> None:
-    files, skipped = scan_folder(folder)
-    assert [(f.path.name, f.frames, f.sample_rate) for f in files] == [('a.wav', 1000, 8000), ('b.flac', 2000, 8000)]
-    assert skipped == {}
-    assert files[0].peak == pytest.approx(1000 / 16384, abs=1e-4)
-
-
-def test_corrupt_and_silent_files_are_named_and_counted(folder: Path) -> None:
-    (folder / 'broken.wav').write_bytes(b'nothing')
-    write_audio(folder / 'silent.wav', torch.zeros(100), 8000)
-    with pytest.warns(UserWarning, match=r'passed over 2 of 4 audio files: .*broken\.wav: .*silent\.wav: silent'):
-        files, skipped = scan_folder(folder)
-    assert len(files) == 2
-    assert sorted(path.name for path in skipped) == ['broken.wav', 'silent.wav']
-
-
-def test_bad_folders(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        scan_folder(tmp_path / 'nowhere')
-    with pytest.raises(ValueError, match='no audio files'):
-        scan_folder(tmp_path)
-    write_audio(tmp_path / 'silent.wav', torch.zeros(100), 8000)
-    with pytest.warns(UserWarning, match='silent'), pytest.raises(ValueError, match='none of the 1 audio files'):
-        scan_folder(tmp_path)
-
-
-def test_time_split_keeps_order_and_loses_nothing(folder: Path) -> None:
-    files, _ = scan_folder(folder)
-    parts = split_files(files, folder, 'time', 0.06)
-    for i, frames in enumerate((1000, 2000)):
-        cuts = [(parts[part][i].start, parts[part][i].stop) for part in PARTS]
-        assert cuts == [(0, 0.88 * frames), (0.88 * frames, 0.94 * frames), (0.94 * frames, frames)]
-
-
-def test_file_split_is_a_partition(folder: Path) -> None:
-    for i in range(20):
-        write_audio(folder / f'n{i}.wav', ramp(50), 8000)
-    files, _ = scan_folder(folder)
-    parts = split_files(files, folder, 'files', 0.1)
-    assert [len(parts[part]) for part in PARTS] == [16, 3, 3]
-    assert sorted(s.file.path for part in PARTS for s in parts[part]) == [f.path for f in files]
-    assert parts == split_files(files, folder, 'files', 0.1)
-
-
-def test_split_by_lists(folder: Path) -> None:
-    files, _ = scan_folder(folder)
-    with pytest.raises(ValueError, match=r'validation_list\.txt'):
-        split_files(files, folder, 'lists')
-    (folder / 'validation_list.txt').write_text('')
-    (folder / 'testing_list.txt').write_text('sub/b.flac\n')
-    parts = split_files(files, folder, 'lists')
-    assert [[s.file.path.name for s in parts[part]] for part in PARTS] == [['a.wav'], [], ['b.flac']]
-    with pytest.raises(ValueError, match=r"'random'.*time, files, lists"):
-        split_files(files, folder, 'random')
 
 
 def test_windows_are_side_by_side_and_move_with_the_epoch(folder: Path) -> None:
@@ -144,6 +85,94 @@ def test_parts_need_clips(folder: Path) -> None:
     assert [len(parts[part]) for part in PARTS] == [8 + 17, 2, 2]
     with pytest.raises(ValueError, match='no clip of 1000 samples at 8000 Hz for the val part'):
         folder_parts(folder, 1000, 8000)
+
+
+def test_passed_over_files_are_kept_with_the_clips(folder: Path) -> None:
+    write_audio(folder / 'silent.wav', torch.zeros(100), 8000)
+    with pytest.warns(UserWarning, match='silent'):
+        parts = folder_parts(folder, 100, 8000)
+    assert [{path.name: why for path, why in clips.skipped.items()} for clips in parts.values()] == [
+        {'silent.wav': 'silent'}
+    ] * 3
+
+
+def test_a_tar_gives_the_clips_of_its_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp('pack')
+    with tarfile.open(elsewhere / 'pack.tar', 'w') as tar:
+        tar.add(folder, 'pack')
+    plain, packed = folder_parts(folder, 100, 8000), folder_parts(elsewhere / 'pack.tar', 100, 8000, cache=elsewhere)
+    for part in PARTS:
+        assert len(plain[part]) == len(packed[part]) > 0
+        assert all(torch.equal(plain[part][i], packed[part][i]) for i in range(len(plain[part])))
+
+
+def test_labelled_digits(tmp_path: Path) -> None:
+    for digit in ('3', '7'):
+        for index in (0, 5, 10, 11):
+            write_audio(tmp_path / f'{digit}_theo_{index}.wav', 0.1 * int(digit) * torch.ones(150), 8000)
+    parts = folder_parts(tmp_path, 100, 8000, split='digits', labels='name')
+    assert [len(parts[part]) for part in PARTS] == [4, 2, 2]
+    for clips in parts.values():
+        assert clips.classes == ('3', '7')
+        assert [round(10 * clips[i][0].item()) for i in range(len(clips))] == [
+            int(clips.classes[k]) for k in clips.labels
+        ]
+
+
+def test_sc09_clips(tmp_path: Path) -> None:
+    base = speech_commands(tmp_path)
+    write_audio(base / 'zero' / '000_nohash_0.wav', torch.zeros(800), 16000)
+    with pytest.warns(UserWarning, match='passed over 1 of 6'):
+        parts = sc09_parts(tmp_path, 500, 8000, labels='folder')
+    assert [len(parts[part]) for part in PARTS] == [3, 1, 1]
+    assert parts['train'].classes == ('seven', 'zero') and parts['train'].labels == [0, 0, 1]
+    clip = parts['test'][0]
+    assert clip.shape == (500,) and (clip[400:] == 0).all() and (clip[1:399] > 0).all()
+
+
+def test_every_kind_is_reached_by_its_config(tmp_path: Path) -> None:
+    for folder in ('fsdd', 'pack/fsdd'):
+        (tmp_path / folder).mkdir(parents=True)
+        for index in (0, 5, 10, 11):
+            write_audio(tmp_path / folder / f'{index % 2}_theo_{index}.wav', ramp(500), 8000)
+    with tarfile.open(tmp_path / 'fsdd.tar', 'w') as tar:
+        tar.add(tmp_path / 'pack')
+    speech_commands(tmp_path)
+    (tmp_path / 'a.yaml').write_text('task: audio\nmodel: {name: sashimi, args: {d_model: 4, n_layers: 1, d_state: 4}}')
+    common = ['data.sample_rate=8000', 'data.clip_samples=400', f'data.cache={tmp_path}/cache']
+    expected = {
+        (f'data.root={tmp_path}/fsdd', 'data.kind=digits', 'data.labels=name'): ([2, 1, 1], ('0', '1')),
+        (f'data.root={tmp_path}/fsdd.tar', 'data.kind=digits'): ([2, 1, 1], ()),
+        (f'data.root={tmp_path}', 'data.kind=sc09', 'data.labels=folder'): ([4, 1, 1], ('seven', 'zero')),
+        (f'data.root={tmp_path}/fsdd', 'data.split=files', 'data.val_fraction=0.2'): ([2, 1, 1], ()),
+    }
+    for words, (counts, classes) in expected.items():
+        _, task = build(load_config(tmp_path / 'a.yaml', [*common, *words]))
+        assert [len(task.parts[part]) for part in PARTS] == counts and task.classes == classes
+    with pytest.raises(ValueError, match=r'no Speech Commands there, and data\.download=true'):
+        build(load_config(tmp_path / 'a.yaml', ['data.kind=sc09', f'data.root={tmp_path}/fsdd']))
+
+
+def test_the_report_counts_what_was_passed_over(folder: Path) -> None:
+    (folder / 'broken.wav').write_bytes(b'nothing')
+    write_audio(folder / 'silent.wav', torch.zeros(100), 8000)
+    (folder / 'a.yaml').write_text('task: audio\nmodel: {name: sashimi, args: {d_model: 4, n_layers: 1, d_state: 4}}')
+    words = [f'data.root={folder}', 'data.clip_samples=100', 'data.sample_rate=8000', 'epochs=1', f'out={folder}/run']
+    with pytest.warns(UserWarning, match='passed over 2 of 4'):
+        report = train([str(folder / 'a.yaml'), *words])
+    assert report['skipped_files']['count'] == 2
+    assert [Path(text.split(': ')[0]).name for text in report['skipped_files']['first']] == ['broken.wav', 'silent.wav']
+    assert json.loads((folder / 'run' / 'report.json').read_text())['skipped_files'] == report['skipped_files']
+
+
+@pytest.mark.parametrize('suffix', ['.wav', '.flac', '.ogg', '.mp3'])
+def test_windows_of_every_format_are_cut_out_of_the_whole(tmp_path: Path, suffix: str) -> None:
+    t = torch.arange(120_000) / 16000
+    path = write_audio(tmp_path / f'a{suffix}', 0.5 * torch.sin(2 * math.pi * (100 * t + 90 * t**2)), 16000)
+    whole, _ = read_audio(path)
+    clips = FolderClips(split_files(scan_folder(tmp_path)[0], tmp_path, 'files', 0.0)['train'], 7000, 16000)
+    for i in (0, 4, 9):  # not near the end of the OGG, where libsndfile jumps a little too far
+        torch.testing.assert_close(clips[i], whole[7000 * i : 7000 * (i + 1)], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize('frequency', [110.0, 220.0, 392.0])

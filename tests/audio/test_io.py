@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from audio.io import audio_info, peak, read_audio, resample, write_audio, write_spectrogram
+from audio.io import AudioInfo, audio_info, examine_audio, read_audio, resample, write_audio, write_spectrogram
 
 
 def sine(samples: int, rate: int, frequency: float = 200.0) -> torch.Tensor:
@@ -41,7 +41,7 @@ def test_mono_mix_and_peak(tmp_path: Path) -> None:
     path = tmp_path / 'stereo.wav'
     soundfile.write(path, np.stack([left, right], 1), 8000, subtype='FLOAT')
     assert torch.equal(read_audio(path)[0], torch.full((100,), 0.125))
-    assert peak(path, block=7) == 0.125
+    assert examine_audio(path, block=7) == (AudioInfo(100, 2, 8000), 0.125)
 
 
 def test_resampling_keeps_the_tone(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_missing_file() -> None:
 def test_corrupt_file(tmp_path: Path) -> None:
     path = tmp_path / 'broken.wav'
     path.write_bytes(b'this is not sound')
-    for read in (read_audio, audio_info, peak):
+    for read in (read_audio, audio_info, examine_audio):
         with pytest.raises(ValueError, match=r'broken\.wav: not a readable audio file'):
             read(path)
 
@@ -88,7 +88,7 @@ def test_corrupt_file(tmp_path: Path) -> None:
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
     path = tmp_path / 'nan.wav'
     soundfile.write(path, np.array([0.0, np.nan], dtype=np.float32), 8000, subtype='FLOAT')
-    for read in (read_audio, peak):
+    for read in (read_audio, examine_audio):
         with pytest.raises(ValueError, match=r'nan\.wav: holds samples that are not finite'):
             read(path)
 

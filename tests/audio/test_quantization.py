@@ -10,10 +10,11 @@ from audio.quantization import CONVENTIONS, LAWS, Quantizer
 DEPTHS = range(1, 17)
 
 
+@pytest.mark.parametrize('convention', ['standard', 'torchaudio'])
 @pytest.mark.parametrize('bits', DEPTHS)
 @pytest.mark.parametrize('law', LAWS)
-def test_every_code_survives_a_round_trip(law: str, bits: int) -> None:
-    q = Quantizer(law, bits)
+def test_every_code_survives_a_round_trip(law: str, bits: int, convention: str) -> None:
+    q = Quantizer(law, bits, convention)
     codes = torch.arange(q.n_codes)
     assert torch.equal(q.encode(q.decode(codes)), codes)
     assert q.decode(codes).diff().min() > 0
@@ -25,7 +26,11 @@ def test_every_code_survives_a_round_trip(law: str, bits: int) -> None:
 def test_silence_is_the_zero_code(law: str, bits: int, convention: str) -> None:
     q = Quantizer(law, bits, convention)
     assert q.encode(torch.zeros(3)).tolist() == [2 ** (bits - 1)] * 3
-    assert q.decode(torch.tensor([q.zero_code])).item() == 0.0
+    heard = q.decode(torch.tensor([q.zero_code])).item()
+    if convention == 'torchaudio':
+        assert 0 < heard <= (1 + 1e-6) / (2**bits - 1)
+    else:
+        assert heard == 0.0
 
 
 @pytest.mark.parametrize('convention', CONVENTIONS)
@@ -35,10 +40,11 @@ def test_codes_stay_in_range_and_clip(law: str, convention: str) -> None:
     assert q.encode(torch.tensor([-3.0, -1.0, 1.0, 3.0])).tolist() == [0, 0, 255, 255]
 
 
+@pytest.mark.parametrize('convention', ['standard', 'torchaudio'])
 @pytest.mark.parametrize('bits', [2, 4, 8, 12])
 @pytest.mark.parametrize('law', LAWS)
-def test_error_is_at_most_half_a_level(law: str, bits: int) -> None:
-    q = Quantizer(law, bits)
+def test_error_is_at_most_half_a_level(law: str, bits: int, convention: str) -> None:
+    q = Quantizer(law, bits, convention)
     x = torch.linspace(-1, 1, 20001)
     compressed = q._compress(x.double())
     error = (q._compress(q.decode(q.encode(x)).double()) - compressed).abs().max().item()
@@ -81,6 +87,16 @@ def test_one_sample_does_not_change_another(law: str) -> None:
     assert torch.equal(q.encode(loud)[:50], q.encode(quiet))
 
 
+@pytest.mark.parametrize('bits', [4, 8, 12])
+def test_torchaudio_convention(bits: int) -> None:
+    functional = pytest.importorskip('torchaudio.functional')
+    q, x = Quantizer('mu-law', bits, 'torchaudio'), torch.linspace(-1, 1, 10_001)
+    codes = functional.mu_law_encoding(x, q.n_codes)
+    moved = q.encode(x) != codes
+    assert moved.float().mean() < 1e-3 and (q.encode(x) - codes).abs().max() <= 1  # samples half-way, up to rounding
+    torch.testing.assert_close(q.decode(codes), functional.mu_law_decoding(codes, q.n_codes), atol=2e-6, rtol=0)
+
+
 def test_json_round_trip() -> None:
     q = Quantizer('linear', 10, 'reference')
     assert Quantizer.from_json(q.to_json()) == q
@@ -99,7 +115,7 @@ def test_bad_json(text: str) -> None:
         (('linear', 0), 'from 1 to 16, got 0'),
         (('linear', 17), 'from 1 to 16, got 17'),
         (('linear', 8.0), 'from 1 to 16, got 8.0'),
-        (('linear', 8, 'torch'), "'torch'.*standard, reference"),
+        (('linear', 8, 'torch'), "'torch'.*standard, torchaudio, reference"),
     ],
 )
 def test_bad_arguments(arguments: tuple, message: str) -> None:

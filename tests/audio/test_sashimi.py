@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio.sashimi import SaShiMi, SaShiMiBackbone
+from audio.sashimi import S4Block, SaShiMi, SaShiMiBackbone, ordered_codes
 from s4nd import hippo
 
 
@@ -191,6 +191,77 @@ def test_tokens_step_as_they_run() -> None:
         torch.testing.assert_close(step, logits[:, t], atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+def test_classes_step_as_they_run_and_change_the_prediction() -> None:
+    torch.manual_seed(0)
+    model = SaShiMi(5, 8, 1, (2, 3), d_state=8, num_classes=3).eval()
+    tokens, label = torch.randint(32, (2, 15)), torch.tensor([2, 0])
+    logits, state = model(tokens, label), model.init_state(2)
+    for t in range(15):
+        step, state = model.step(tokens[:, t], state, label=label)
+        torch.testing.assert_close(step, logits[:, t], atol=1e-4, rtol=0)
+    other = model(tokens, torch.tensor([2, 1]))
+    torch.testing.assert_close(other[0], logits[0], atol=1e-5, rtol=0)
+    assert (other[1] - logits[1]).abs().amax(-1).min() > 1e-3  # at every sample
+
+
+def test_the_class_is_a_learnt_shift_of_the_token() -> None:
+    model = SaShiMi(4, 4, 1, (2,), d_state=8, num_classes=3)
+    tokens, label = torch.randint(16, (2, 6)), torch.tensor([2, 0])
+    expected = model.embedding(tokens) + model.class_embedding.weight[label][:, None]
+    torch.testing.assert_close(model.embed(tokens, label), expected)
+    torch.testing.assert_close(model.embed(tokens[:, 1], label), expected[:, 1])
+    model(tokens, label).square().sum().backward()
+    rows = model.class_embedding.weight.grad.abs().sum(1)
+    assert rows[0] > 0 and rows[2] > 0 and rows[1] == 0
+    # Without classes the model is what it was: no parameter more.
+    assert not any('class' in name for name, _ in SaShiMi(4, 4, 1, (2,), d_state=8).named_parameters())
+
+
+@pytest.mark.parametrize(
+    ('num_classes', 'label', 'message'),
+    [
+        (3, None, 'has 3 classes: a label is needed for each of 2 clips'),
+        (None, torch.tensor([0, 1]), 'built without classes'),
+        (3, torch.tensor([0, 3]), r'from 0 to 2, got \[0, 3\]'),
+        (3, torch.tensor([-1, 0]), r'from 0 to 2, got \[-1, 0\]'),
+        (3, torch.tensor([0]), r'whole numbers \(2,\), got \(1,\)'),
+        (3, torch.tensor([0.0, 1.0]), 'whole numbers .* torch.float32'),
+    ],
+)
+def test_bad_labels(num_classes: int | None, label: Tensor | None, message: str) -> None:
+    model, tokens = SaShiMi(4, 4, 1, (2,), d_state=8, num_classes=num_classes), torch.zeros(2, 6, dtype=torch.int64)
+    with pytest.raises(ValueError, match=message):
+        model(tokens, label)
+    with pytest.raises(ValueError, match=message):
+        model.check_label(label, 2)
+    if 'from 0' not in message:
+        with pytest.raises(ValueError, match=message):
+            model.step(tokens[:, 0], model.init_state(2), label=label)
+
+
+@torch.no_grad()
+def test_a_condition_reaches_every_block() -> None:
+    model = backbone(bidirectional=True, unet=True, n_layers=2, condition=3)
+    x, condition = torch.randn(2, 8, 4, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    y = model(x, condition)
+    moved = model(x, condition + torch.tensor([[0.0], [1.0]]))
+    torch.testing.assert_close(moved[0], y[0], atol=1e-10, rtol=0)
+    assert (moved[1] - y[1]).abs().max() > 1e-3
+    blocks = [module for module in model.modules() if isinstance(module, S4Block)]
+    assert len(blocks) == 2 * 2 * 2 + 2
+    for block in blocks:
+        kept = block.condition.weight.clone()
+        block.condition.weight.zero_()
+        assert (model(x, condition) - y).abs().max() > 1e-9
+        block.condition.weight.copy_(kept)
+    for wrong in (None, condition[:1], condition[:, :2]):
+        with pytest.raises(ValueError, match=r'expected a condition of shape \(2, 3\), got'):
+            model(x, wrong)
+    with pytest.raises(ValueError, match=r'expected a condition of shape None, got \(2, 3\)'):
+        backbone(bidirectional=True)(x, condition)
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
@@ -204,6 +275,8 @@ def test_tokens_step_as_they_run() -> None:
         ({'kernel': 's6'}, "'s6'"),
         ({'init': 'zeros'}, "'zeros'"),
         ({'dt_min': -1.0}, 'dt_min'),
+        ({'condition': 3}, 'model bidirectional, got 3'),
+        ({'condition': 0, 'bidirectional': True}, 'condition must be at least 1'),
     ],
 )
 def test_bad_arguments(options: dict[str, object], message: str) -> None:
@@ -223,3 +296,18 @@ def test_bad_step_shape_and_bits() -> None:
         model.step(torch.zeros(1, 1, 4, dtype=torch.float64), model.init_state(1))
     with pytest.raises(ValueError, match='bits must be from 1 to 16, got 17'):
         SaShiMi(17)
+    with pytest.raises(ValueError, match='num_classes must be at least 1, or None for no classes, got 0'):
+        SaShiMi(8, num_classes=0)
+
+
+@pytest.mark.parametrize(('n_codes', 'width'), [(256, 64), (256, 25), (16, 4)])
+def test_ordered_codes_look_like_their_neighbours(n_codes: int, width: int) -> None:
+    codes = ordered_codes(n_codes, width)
+    assert codes.shape == (n_codes, width) and 0.8 < codes.square().mean() < 1.2
+    alike = torch.nn.functional.cosine_similarity(codes[:, None], codes[None], dim=-1)
+    assert (alike.diagonal(1) > 0.6).all() and (alike.diagonal(1) > alike.diagonal(n_codes // 2).max()).all()
+    # A model that begins so says of a code, by its skips alone, that something near it follows.
+    model = SaShiMi(4, 8, n_layers=1, pool=(2,), d_state=4, ordered=True)
+    torch.testing.assert_close(model.embedding.weight, ordered_codes(16, 8))
+    assert torch.equal(model.head(model.embedding.weight).argmax(-1), torch.arange(16))
+    assert not torch.equal(SaShiMi(4, 8, n_layers=1, pool=(2,), d_state=4).embedding.weight, ordered_codes(16, 8))

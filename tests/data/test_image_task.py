@@ -1,5 +1,6 @@
 """The image task: what the model sees, and what is counted."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from s4nd.data import DataError, ImageTask, PixelSet, Splits, load_images
 from s4nd.data.resample import resize
-from s4nd.training.config import ConfigError, EvalConfig, ImageConfig, ImageData
+from s4nd.training.config import ConfigError, EvalConfig, ImageConfig, ImageData, ModelConfig
 
 CPU = torch.device('cpu')
 MEAN = torch.tensor([0.5, 0.5, 0.5])[:, None, None]
@@ -30,19 +31,20 @@ class Probe(nn.Module):
         return self.scores.expand(len(x), -1)
 
 
-def make(size: int = 8, stored: int = 8, count: int = 20, **options: object) -> ImageTask:
+def make(size: int = 8, stored: int = 8, count: int = 20, epochs: int = 10, **options: object) -> ImageTask:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, stored, stored), dtype=torch.uint8, generator=generator)
     images = PixelSet(images, torch.arange(count) % 4, ('a', 'b', 'c', 'd'))
     data = ImageData(kind='shapes', size=size, batch_size=10, **options)
-    return ImageTask(ImageConfig(data=data), Splits(images, None, images))
+    model = ModelConfig('probe', {'name': 'x'})
+    return ImageTask(ImageConfig(data=data, model=model, epochs=epochs), Splits(images, None, images))
 
 
 @pytest.mark.parametrize(('size', 'stored', 'padding'), [(8, 8, 0), (4, 8, 0), (4, 8, 1), (16, 8, 0), (3, 8, 2)])
 def test_the_model_sees_normalised_images_at_the_training_size(size: int, stored: int, padding: int) -> None:
     task, probe = make(size, stored, crop_padding=padding), Probe(torch.zeros(4))
-    for images, labels in task.train_batches(0):
-        loss = task.loss(probe, (images, labels))
+    for images, labels, shown in task.train_batches(0):
+        loss = task.loss(probe, (images, labels, shown))
         assert images.dtype == torch.uint8 and probe.seen[-1].shape == (10, 3, size, size)
         assert loss.item() == pytest.approx(np.log(4))
     if padding == 0:
@@ -53,13 +55,13 @@ def test_the_model_sees_normalised_images_at_the_training_size(size: int, stored
 
 def test_epochs_differ_and_repeat() -> None:
     task = make(crop_padding=1, flip=True)
-    first, again, second = (torch.cat([labels for _, labels in task.train_batches(epoch)]) for epoch in (0, 0, 1))
+    first, again, second = (torch.cat([labels for _, labels, _ in task.train_batches(epoch)]) for epoch in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, second)
 
 
 def test_label_smoothing_and_mixing_enter_the_loss() -> None:
     scores, labels = torch.tensor([2.0, 0.0, 0.0, 0.0]), torch.zeros(10, dtype=torch.long)
-    batch = (make().splits.train.images[:10], labels)
+    batch = (make().splits.train.images[:10], labels, (8, 8))
     smooth = make(label_smoothing=0.2).loss(Probe(scores), batch)
     assert smooth.item() == pytest.approx(F.cross_entropy(scores[None], labels[:1], label_smoothing=0.2).item())
     set_seed(0)
@@ -104,6 +106,79 @@ def test_options_that_cannot_go_together() -> None:
         ImageTask(ImageConfig(data=ImageData(mixup=0.8, batch_size=9)), splits)
 
 
+class Resizable(Probe):
+    """Notes the sizes that it is anchored to."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(4))
+        self.anchored: list[tuple[int, int]] = []
+        self._model_args: dict[str, object] = {}
+
+    def set_input_size(self, img_size: tuple[int, int]) -> None:
+        self.anchored.append(img_size)
+        self._model_args = {'img_size': img_size, 'window': (2.0, 2.0)}
+
+
+@pytest.mark.parametrize('padding', [0, 1])
+def test_stages_are_shown_one_after_the_other_and_the_model_is_anchored_to_each(padding: int) -> None:
+    task = make(size=8, sizes=[2, '4x6', 8], stage_epochs=[2, 1, 1], epochs=4, crop_padding=padding)
+    expected, model = [(2, 2), (2, 2), (4, 6), (8, 8)], Resizable()
+    for epoch, size in enumerate(expected):
+        stored = task.enter_epoch(model, epoch)
+        assert stored['size'] == {(2, 2): '2', (4, 6): '4x6', (8, 8): '8'}[size]
+        assert json.loads(stored['args']) == {'name': 'x', 'img_size': list(size), 'window': [2.0, 2.0]}
+        for batch in task.train_batches(epoch):
+            task.loss(model, batch)
+            assert model.seen[-1].shape[2:] == batch[2] == size
+    assert model.anchored == expected and len(model.seen) == 8
+
+
+def test_mixed_sizes_are_drawn_by_the_seed_a_batch_and_the_model_stays_where_it_is() -> None:
+    task, model = make(size=8, sizes=[4, 8, 16], count=200), Resizable()
+    drawn = [[shown for _, _, shown in task.train_batches(epoch)] for epoch in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2] and set(drawn[0]) == {(4, 4), (8, 8), (16, 16)}
+    # Processes differ in their images, never in the size of a step.
+    first, second = (list(task.train_batches(0).shard(index, 2)) for index in (0, 1))
+    assert [batch[2] for batch in first] == [batch[2] for batch in second] and len(first) == 10
+    assert not torch.equal(first[0][0], second[0][0])
+    stored = task.enter_epoch(model, 0)
+    assert stored == {'args': json.dumps({'name': 'x'}), 'size': '8'} and model.anchored == []
+    # Stored 8 × 8 images: 16 is interpolated at every step, 4 is the exact average.
+    for batch in task.train_batches(0):
+        task.loss(model, batch)
+        assert model.seen[-1].shape[2:] == batch[2]
+    assert task.monitor == 'accuracy@8'
+
+
+def test_rendered_scenes_are_kept_as_large_as_the_largest_size_shown() -> None:
+    data = ImageData(kind='shapes', size=8, sizes=[8, '6x16'], batch_size=10, train_count=20, test_count=10)
+    task = ImageTask(ImageConfig(data=data), load_images(data))
+    assert {images.shape for images, _, _ in task.train_batches(0)} == {(10, 3, 16, 16)}
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'sizes': [4, 8], 'stage_epochs': [3]}, r'data\.stage_epochs: expected one for each of .*\[4, 8\], got \[3\]'),
+        ({'sizes': [4, 8], 'stage_epochs': [3, 2]}, r'data\.stage_epochs: expected epochs=4 in all, got \[3, 2\]'),
+        ({'sizes': [8, 4], 'stage_epochs': [3, 1]}, r'data\.sizes: expected to end at data\.size=8, got \[8, 4\]'),
+    ],
+)
+def test_stages_that_do_not_add_up(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(epochs=4, **options)
+
+
+def test_non_square_sizes_are_evaluated_under_their_name() -> None:
+    task, probe = make(), Probe(torch.zeros(4))
+    assert set(task.evaluate_at(probe, CPU, [(4, 8), 16])) == {
+        f'{metric}@{size}' for metric in ('accuracy', 'cross_entropy') for size in ('4x8', '16')
+    }
+    assert [tuple(x.shape) for x in probe.seen[:2]] == [(10, 3, 4, 8)] * 2
+    expected = (resize(task.splits.test.images.float() / 255, (4, 8)) - MEAN) / 0.25
+    assert torch.allclose(torch.cat(probe.seen[:2]), expected, atol=4 / 255)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for split, count in (('train', 5), ('val', 3)):
@@ -129,9 +204,9 @@ def test_a_streamed_folder_trains_and_evaluates(folder: Path) -> None:
     probe = Probe(torch.tensor([1.0, 0.0]))
     batches = task.train_batches(0)
     assert len(batches) == 2
-    for images, labels in batches:
-        assert images.shape == (4, 3, 8, 8) and images.dtype == torch.float32
-        assert torch.isfinite(task.loss(probe, (images, labels)))
+    for batch in batches:
+        assert batch[0].shape == (4, 3, 8, 8) and batch[0].dtype == torch.float32
+        assert torch.isfinite(task.loss(probe, batch))
     assert task.evaluate(probe, CPU)['accuracy@8'] == 50.0
     task.evaluate_at(probe, CPU, [4])
     # A plain picture stays plain under averaging: the normalised values are those of the files.

@@ -23,6 +23,17 @@ def test_resize_averages_both_axes(shape: tuple[int, int], size: int) -> None:
     assert torch.allclose(resize(images, size), expected, atol=1e-14)
 
 
+@pytest.mark.parametrize('size', [(4, 6), (5, 12), (12, 3), (7, 11)])
+def test_each_axis_has_a_size_of_its_own(size: tuple[int, int]) -> None:
+    images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    expected = area_weights(12, size[0]) @ images @ area_weights(12, size[1]).mT
+    assert torch.allclose(resize(images, size), expected, atol=1e-12)
+    # One axis may grow where the other shrinks.
+    stripes = images[..., :1].expand_as(images)
+    expected = (area_weights(12, size[0]) @ stripes[..., :1]).expand(-1, -1, -1, 20)
+    assert torch.allclose(resize(stripes, (size[0], 20)), expected, atol=1e-7)
+
+
 def test_the_mean_of_an_image_survives_averaging() -> None:
     images = torch.rand(4, 3, 30, 30, dtype=torch.float64)
     for size in (1, 7, 15, 29, 30):

@@ -27,6 +27,12 @@ def test_sizes_that_do_not_divide_the_sample_grid_show_the_same_scene() -> None:
     assert (averaged - scenes.at(24).float()).abs().mean() < 1.0
 
 
+def test_a_picture_that_is_not_square_shows_the_same_scene() -> None:
+    scenes = ShapeSet.draw(20, seed=4)
+    averaged = resize(to_float(scenes.at(32)), (8, 16)) * 255
+    assert (averaged - scenes.at((8, 16)).float()).abs().max() <= 1.0
+
+
 def test_pictures_use_the_range_without_clipping() -> None:
     pictures = ShapeSet.draw(200, seed=2).at(16)
     assert pictures.dtype == torch.uint8 and pictures.shape == (200, 3, 16, 16)

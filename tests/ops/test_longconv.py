@@ -61,11 +61,15 @@ def test_matrices_stand_for_taps() -> None:
     taps = [k.detach().float() for k in taps]
     matrices = [toeplitz(k, centre, length) for k, centre, length in zip(taps, centres, (6, 4), strict=True)]
     torch.testing.assert_close(separable_conv(x, matrices, centres), separable_conv(x, taps, centres, 'fft'))
+    # Lag 0 after as many lags as the axis is long, as in the published two-sided layout.
+    taps = [torch.randn(1, 3, 2 * length) for length in (6, 4)]
+    matrices = [toeplitz(k, length, length) for k, length in zip(taps, (6, 4), strict=True)]
+    torch.testing.assert_close(separable_conv(x, matrices, [6, 4]), separable_conv(x, taps, [6, 4], 'fft'))
 
 
 def test_features_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(2, 5, 40, requires_grad=True)
-    taps = torch.randn(1, 5, 50, requires_grad=True)
+    x = torch.randn(2, 5, 40, dtype=torch.float64, requires_grad=True)
+    taps = torch.randn(1, 5, 50, dtype=torch.float64, requires_grad=True)
     whole = separable_conv(x, [taps], [7], 'fft')
     expected = torch.autograd.grad(whole.square().sum(), [x, taps])
     monkeypatch.setattr(fftconv, '_groups', lambda x: [slice(0, 2), slice(2, 4), slice(4, 6)])

@@ -43,15 +43,17 @@ def test_the_task_chooses_the_data_options(path: Path) -> None:
     ('override', 'message'),
     [
         ('epoch=3', r"unknown option 'epoch'; did you mean 'epochs'\?"),
-        ('data.sizes=3', r"unknown option 'data.sizes'; did you mean 'data.size'\?"),
+        ('data.siz=3', r"unknown option 'data.siz'; did you mean 'data.size'\?"),
+        ('data.sizes=[8,16x]', r"data.sizes: expected a size of at least 1, .* got '16x'"),
+        ('data.stage_epochs=[3,0]', r'data.stage_epochs: expected at least 1, got 0'),
         ('optim.warm_up_epochs=3', r"did you mean 'optim.warmup_epochs'\?"),
         ('eval.resolution=3', r"unknown option 'eval.resolution'"),
         ('epochs=many', r"epochs: expected a whole number, got 'many'"),
         ('epochs=1.5', r'epochs: expected a whole number, got 1.5'),
         ('resume=perhaps', r"resume: expected true or false, got 'perhaps'"),
-        ('eval.sizes=[8,big]', r"eval.sizes\[1\]: expected whole numbers, .* got \[8, 'big'\]"),
-        ('eval.sizes=8', r'eval.sizes: expected whole numbers'),
-        ('eval.sizes=[0]', r'eval.sizes: expected at least 1, got 0'),
+        ('eval.sizes=[8,big]', r"eval.sizes: expected a size of at least 1, such as 16, or 24x40 .* got 'big'"),
+        ('eval.sizes=8', r'eval.sizes: expected a list'),
+        ('eval.sizes=[0]', r"eval.sizes: expected a size of at least 1, .* got '0'"),
         ('data=3', r'data: expected a section with options of its own, got 3'),
         ('model.args=3', r'model.args: expected a section with options of its own, got 3'),
         ('data.kind=cifar', r"data.kind: expected one of cifar10, .*, got 'cifar'"),
@@ -89,7 +91,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_the_resolved_file_reads_back_unchanged(path: Path, tmp_path: Path) -> None:
-    config = load_config(path, ['eval.sizes=[8]', 'optim.ema=0.99', 'precision=bf16', 'data.root="null"'])
+    config = load_config(
+        path, ['eval.sizes=[8,24x40]', 'data.sizes=[8,16]', 'optim.ema=0.99', 'precision=bf16', 'data.root="null"']
+    )
     save_config(tmp_path / 'config.yaml', config)
     assert load_config(tmp_path / 'config.yaml') == config
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from s4nd.training.report import main, read_report, sizes_of, table, write_report
+from s4nd.training.report import draw, main, read_report, sizes_of, table, write_report
 
 
 def report(label: str = 'ours', **results: float) -> dict:
@@ -20,7 +20,7 @@ SOUND = {'label': 'sound', 'metric': 'nll', 'parameters': 5, 'results': {'nll': 
 
 
 def test_sizes_rise_and_belong_to_the_metric_shown() -> None:
-    assert sizes_of(OURS) == [8, 16, 64] and sizes_of(SOUND) == []
+    assert sizes_of(OURS) == ['8', '16', '64'] and sizes_of(SOUND) == []
 
 
 def test_the_table_has_a_line_a_run_and_a_column_a_size() -> None:
@@ -28,6 +28,20 @@ def test_the_table_has_a_line_a_run_and_a_column_a_size() -> None:
     assert lines[0].split()[4:] == ['accuracy@8', 'accuracy@16', 'accuracy@32', 'accuracy@64']
     assert lines[2].split() == ['ours', '123,456', '16', '55.25', '91.50*', '-', '90.00']
     assert lines[3].split() == ['theirs', '123,456', '16', '50.00', '92.00*', '9.500', '-']
+
+
+def test_sizes_that_are_not_square_stand_by_their_pixels_and_times_have_a_line(tmp_path: Path) -> None:
+    wide = report(
+        'wide', **{'accuracy_at_32': 3.0, 'accuracy_at_8x32': 2.0, 'accuracy_at_16': 1.0, 'accuracy_at_8': 0.0}
+    )
+    assert sizes_of(wide) == ['8', '8x32', '16', '32']
+    wide['milliseconds'] = {'8': 0.25, '16': 1.0, '8x32': 12.0}
+    lines = table([wide, OURS]).splitlines()
+    assert lines[0].split()[4:8] == ['accuracy@8', 'accuracy@8x32', 'accuracy@16', 'accuracy@32']
+    assert lines[3].split() == ['ms', 'an', 'image', '0.250', '12.00', '1.000', '-', '-']
+    draw(tmp_path / 'timed.png', [wide, OURS])
+    draw(tmp_path / 'plain.png', [{**wide, 'milliseconds': {}}, OURS])
+    assert (tmp_path / 'timed.png').read_bytes() != (tmp_path / 'plain.png').read_bytes()
 
 
 def test_metrics_without_sizes_have_a_column_each() -> None:

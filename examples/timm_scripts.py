@@ -1,0 +1,79 @@
+"""timm's own train.py and validate.py on an S4ND model: trained at one size, validated there and at twice that size.
+
+    python examples/timm_scripts.py [small=true] [model=s4nd_isotropic_mini] [timm=FOLDER] [out=out/examples/timm]
+
+The scripts stand in timm's repository, not in its packages: `timm` is a checkout of it, made with git in the version
+that is installed where there is none. They learn of our models from a launcher of one line, which imports s4nd and runs
+them. The images are the embedded shapes, written as class folders.
+
+Two sizes are told apart: `--model-kwargs img_size=16` is the grid that the model is trained on, `--img-size 32` the
+size of the images. small=true: a few images and one epoch, in seconds.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from torchvision.io import write_png
+
+from s4nd.data import ShapeSet
+from s4nd.files import write_atomically
+
+REPOSITORY = 'https://github.com/huggingface/pytorch-image-models'
+LAUNCHER = 'import runpy, sys, s4nd; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")'
+
+
+def checkout(folder: Path) -> Path:
+    """timm's repository in the installed version; raises CalledProcessError where it cannot be fetched."""
+    if not (folder / 'train.py').is_file():
+        git = ['git', 'clone', '--quiet', '--depth', '1', '--branch', f'v{version("timm")}', REPOSITORY, str(folder)]
+        subprocess.run(git, check=True)
+    return folder
+
+
+def write_images(folder: Path, size: int, counts: dict[str, int]) -> None:
+    """<folder>/<split>/<class>/<number>.png of the embedded shapes, `counts` of them a split."""
+    for seed, (split, count) in enumerate(counts.items()):
+        scenes = ShapeSet.draw(count, seed=seed)
+        for number, (image, label) in enumerate(zip(scenes.at(size), scenes.labels.tolist(), strict=True)):
+            place = folder / split / scenes.classes[label]
+            place.mkdir(parents=True, exist_ok=True)
+            write_png(image, str(place / f'{number:05}.png'))
+
+
+def run(script: Path, arguments: Sequence[str]) -> None:
+    """Run a script of timm in a process that knows our models."""
+    subprocess.run([sys.executable, '-c', LAUNCHER, str(script), *arguments], check=True)
+
+
+def main(model: str, small: bool, timm_folder: Path, out: Path) -> dict[str, float]:
+    size, epochs, batch = (16, 1, 10) if small else (16, 5, 50)
+    scripts, images = checkout(timm_folder), out / 'images'
+    counts = {'train': 20, 'validation': 20} if small else {'train': 4000, 'validation': 1000}
+    write_images(images, 2 * size, counts)
+    common = ['--data-dir', str(images), '--model', model, '--num-classes', '10', '--device', 'cpu', '-j', '1']
+    common += ['-b', str(batch), '--model-kwargs', f'img_size={size}']
+    recipe = ['--opt', 'adamw', '--lr', '4e-3', '--warmup-epochs', '0', '--epochs', str(epochs), '--no-aug']
+    run(scripts / 'train.py', [*common, *recipe, '--img-size', str(size), '--output', str(out), '--experiment', 'run'])
+    results = {}
+    for at in (size, 2 * size):
+        found = out / f'validation_{at}.json'
+        weights = ['--checkpoint', str(out / 'run' / 'last.pth.tar'), '--img-size', str(at)]
+        run(scripts / 'validate.py', [*common, *weights, '--results-file', str(found), '--results-format', 'json'])
+        results[f'top1@{at}'] = json.loads(found.read_text())['top1']
+    write_atomically(out / 'report.json', lambda path: path.write_text(json.dumps(results, indent=2)))
+    print(f'{json.dumps(results)}\nwritten to {out}')
+    return results
+
+
+if __name__ == '__main__':
+    options = dict(word.partition('=')[::2] for word in sys.argv[1:])
+    main(
+        options.get('model', 's4nd_isotropic_mini'),
+        options.get('small') == 'true',
+        Path(options.get('timm', 'out/timm-repository')),
+        Path(options.get('out', 'out/examples/timm')),
+    )

@@ -1,0 +1,86 @@
+"""`python -m s4nd.evaluate`: a checkpoint at many sizes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import train
+from s4nd import evaluate
+from s4nd.training.checkpoint import CheckpointError
+from s4nd.training.config import ConfigError
+
+CONFIG = """
+model: {name: s4nd_isotropic_mini, args: {dim: 8, depths: [1, 1, 1], d_state: 4, bandlimit: 0.5}}
+data: {kind: shapes, size: 8, batch_size: 10, train_count: 40, test_count: 20}
+epochs: 1
+device: cpu
+"""
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('trained')
+    (folder / 'tiny.yaml').write_text(CONFIG)
+    train.main([str(folder / 'tiny.yaml'), f'out={folder / "run"}', 'eval.sizes=[6x10,8]'])
+    return folder / 'run'
+
+
+def test_a_run_is_evaluated_at_every_size_as_train_py_does_it(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluate.main([f'checkpoint={trained}', 'sizes=[6x10,8,16,10x6]', f'out={tmp_path}'])
+    written = json.loads((trained / 'report.json').read_text())
+    assert report['results'].items() >= written['results'].items() and 'accuracy@6x10' in written['results']
+    names = ['6x10', '8', '16', '10x6']
+    assert set(report['results']) == {f'{metric}@{n}' for metric in ('accuracy', 'cross_entropy') for n in names}
+    assert list(report['milliseconds']) == names and min(report['milliseconds'].values()) > 0
+    assert json.loads((tmp_path / 'evaluation.json').read_text()) == report
+    table = (tmp_path / 'evaluation.txt').read_text()
+    assert table in capsys.readouterr().out
+    lines = table.splitlines()
+    assert lines[0].split()[-4:] == ['accuracy@6x10', 'accuracy@10x6', 'accuracy@8', 'accuracy@16']
+    assert '*' in lines[2].split()[-2] and lines[3].split()[:3] == ['ms', 'an', 'image']
+    with Image.open(tmp_path / 'evaluation.png') as picture:
+        assert picture.size == (700, 450)
+
+
+def test_weights_alone_need_only_be_told_the_images(trained: Path, tmp_path: Path) -> None:
+    alone = shutil.copy(trained / 'last.safetensors', tmp_path / 'weights.safetensors')
+    told = ['data.kind=shapes', 'data.test_count=20', 'data.batch_size=10', 'device=cpu']
+    report = evaluate.main([f'checkpoint={alone}', *told])
+    written = json.loads((trained / 'report.json').read_text())
+    assert report['results'] == {key: written['results'][key] for key in ('accuracy@8', 'cross_entropy@8')}
+    assert {path.name for path in tmp_path.iterdir()} == {'weights.safetensors', 'evaluation.json', 'evaluation.txt'}
+
+
+@pytest.mark.parametrize(
+    ('words', 'error', 'message'),
+    [
+        ([], ConfigError, r'expected checkpoint='),
+        (['checkpoint=/no/such'], FileNotFoundError, r'no checkpoint at /no/such'),
+        (['sizes=[8,0]'], ConfigError, r"eval.sizes: expected a size of at least 1, .* got '0'"),
+        (['siz=[8]'], ConfigError, r"unknown option 'siz'"),
+        (
+            ['model.name=conv2d_isotropic_mini'],
+            CheckpointError,
+            r'of s4nd_isotropic_mini, expected conv2d_',
+        ),
+    ],
+)
+def test_mistakes(trained: Path, words: list[str], error: type[Exception], message: str) -> None:
+    given = words if not words or words[0].startswith('checkpoint') else [f'checkpoint={trained}', *words]
+    with pytest.raises(error, match=message):
+        evaluate.main(given)
+
+
+def test_images_of_other_classes_are_refused(trained: Path, tmp_path: Path) -> None:
+    for split in ('train', 'test'):
+        for label in 'abc':
+            (tmp_path / split / label).mkdir(parents=True)
+            Image.new('RGB', (8, 8)).save(tmp_path / split / label / '0.png')
+    words = ['data.kind=folder', f'data.root={tmp_path}', 'data.cache=null']
+    with pytest.raises(CheckpointError, match='tells 10 classes apart, the images are of 3'):
+        evaluate.main([f'checkpoint={trained}', *words])

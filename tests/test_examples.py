@@ -1,0 +1,84 @@
+"""Every example runs, at a size of seconds."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / 'examples'
+CHECKOUT = Path(os.environ.get('TIMM_REPOSITORY', EXAMPLES.parent / 'out' / 'timm-repository'))
+
+# What the example needs of timm's scripts, where these are not to hand: the arguments, the class folders, the names.
+STAND_IN = """
+import argparse, json, pathlib, timm, torch
+from timm.data import create_dataset
+
+parser = argparse.ArgumentParser()
+for name in ('data-dir', 'model', 'num-classes', 'device', 'model-kwargs', 'img-size', 'output', 'experiment', 'opt',
+             'lr', 'warmup-epochs', 'epochs', 'checkpoint', 'results-file', 'results-format'):
+    parser.add_argument('--' + name)
+parser.add_argument('-j')
+parser.add_argument('-b')
+parser.add_argument('--no-aug', action='store_true')
+args = parser.parse_args()
+grid = int(args.model_kwargs.removeprefix('img_size='))
+model = timm.create_model(args.model, num_classes=int(args.num_classes), img_size=grid)
+splits = [create_dataset('', args.data_dir, split=split) for split in ('train', 'validation')]
+assert [len(split) for split in splits] == [20, 20] and len(splits[0].reader.class_to_idx) == 10
+if args.checkpoint is None:
+    folder = pathlib.Path(args.output) / args.experiment
+    folder.mkdir(parents=True)
+    torch.save({'arch': args.model, 'state_dict': model.state_dict()}, folder / 'last.pth.tar')
+else:
+    timm.models.load_checkpoint(model, args.checkpoint)
+    size = int(args.img_size)
+    assert model(torch.zeros(2, 3, size, size)).shape == (2, 10) and model.img_size == (grid, grid)
+    pathlib.Path(args.results_file).write_text(json.dumps({'top1': float(size)}))
+"""
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f'example_{name}', EXAMPLES / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_segmentation(tmp_path: Path) -> None:
+    pytest.importorskip('segmentation_models_pytorch', reason='needs the extra examples')
+    report = example('segmentation').main('tu-s4nd_convnext_tiny', True, tmp_path)
+    assert set(report) == {'loss', 'mean_iou@32', 'mean_iou@64'} and 0 < report['loss'] < 3
+    assert json.loads((tmp_path / 'report.json').read_text()) == report
+
+
+def test_detection(tmp_path: Path) -> None:
+    report = example('detection').main('s4nd_convnext_micro', True, tmp_path)
+    assert set(report) == {'loss', 'found@64x85', 'found@128x170'} and 0 < report['loss'] < 10
+    assert json.loads((tmp_path / 'report.json').read_text()) == report
+
+
+def test_attribution(tmp_path: Path) -> None:
+    pytest.importorskip('captum', reason='needs the extra examples')
+    agreement = example('attribution').main(None, True, tmp_path)
+    # The same scene, so the same pixels made the decision.
+    assert agreement > 0.9
+    with Image.open(tmp_path / 'attribution.png') as picture:
+        assert picture.width > picture.height
+
+
+def test_timm_scripts_learn_of_the_models_and_find_the_images(tmp_path: Path) -> None:
+    for name in ('train.py', 'validate.py'):
+        (tmp_path / 'timm').mkdir(exist_ok=True)
+        (tmp_path / 'timm' / name).write_text(STAND_IN)
+    results = example('timm_scripts').main('s4nd_isotropic_mini', True, tmp_path / 'timm', tmp_path / 'out')
+    assert results == {'top1@16': 16.0, 'top1@32': 32.0}
+
+
+@pytest.mark.skipif(not (CHECKOUT / 'train.py').is_file(), reason=f'no checkout of timm in {CHECKOUT}')
+def test_timm_scripts_themselves(tmp_path: Path) -> None:
+    results = example('timm_scripts').main('s4nd_isotropic_mini', True, CHECKOUT, tmp_path)
+    assert set(results) == {'top1@16', 'top1@32'} and all(0 <= value <= 100 for value in results.values())
