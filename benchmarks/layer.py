@@ -18,7 +18,7 @@ from s4nd import S4ND
 
 STAGES = [(8, 96, 56, 56), (8, 192, 28, 28), (8, 384, 14, 14), (8, 768, 7, 7)]
 SIZES = [(2, 16, 64, 64), (2, 16, 128, 128), (2, 16, 256, 256), (2, 16, 512, 512), (2, 16, 1024, 1024)]
-SHAPES = [*STAGES, (2, 96, 8, 28, 28), *SIZES]
+SHAPES = [*STAGES, (32, 768, 7, 7), (2, 96, 8, 28, 28), *SIZES]
 
 
 def published(layer: S4ND, x: Tensor, taps: list[Tensor], centres: list[int]) -> Tensor:

@@ -1,16 +1,19 @@
-"""The separable convolution as matrix products, one an axis, with gradients that keep one copy of the signal.
+"""The separable convolution as matrix products, one an axis, a few features at a time.
 
+Only the inputs are kept for the gradients. Temporaries are those of one group of features, which on a CPU stay in the
+cache: fresh memory would cost more than the arithmetic.
 Shape legend: as in longconv.py. Inside, signals are (C, L1, B, L2, L3), or (C, B, L1) for one axis: the first and the
 last axis are then one batched product each, without another copy.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def separable_product(x: Tensor, matrices: list[Tensor], skip: Tensor | None) -> Tensor:
+def separable_product(x: Tensor, matrices: Sequence[Tensor], skip: Tensor | None) -> Tensor:
     """x (B, C, L1, …, Ld) times the matrices (R, C, L, L) of each axis, summed over ranks, plus skip (C,) times x.
 
     Its gradients cannot be differentiated again.
@@ -44,54 +47,73 @@ def apply_matrix(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
     return y.reshape(rows.shape).movedim(last, dim)
 
 
+def feature_groups(x: Tensor) -> list[slice]:
+    """Features of x (B, C, …) in groups, so that what is computed of one stays in the cache, or in 256 MB on a GPU."""
+    elements = 2**18 * torch.get_num_threads() if x.device.type == 'cpu' else 2**26
+    each = x.shape[0] * x[0, 0].numel()
+    # Sixteen at least where features lie side by side (channels_last): a cache line holds as many.
+    count = max(16 if x.stride(1) == 1 else 1, elements // each)
+    return [slice(start, start + count) for start in range(0, x.shape[1], count)]
+
+
 class _SeparableProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, skip: Tensor | None, *matrices: Tensor) -> Tensor:
-        u = to_channels(x).contiguous()
-        y = _inputs(u, matrices, 0)[-1]
-        for rank in range(1, len(matrices[0])):
-            y += _inputs(u, matrices, rank)[-1]
-        ctx.save_for_backward(u, skip, *matrices)
-        return _add_skip(y, skip, x)
+        ctx.save_for_backward(x, skip, *matrices)
+        y = torch.empty(x.shape, device=x.device, dtype=x.dtype)
+        for part in feature_groups(x):
+            u = to_channels(x[:, part]).contiguous()
+            total = _inputs(u, matrices, 0, part)[-1]
+            for rank in range(1, len(matrices[0])):
+                total += _inputs(u, matrices, rank, part)[-1]
+            y[:, part] = from_channels(_add_skip(total, skip, part, u))
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, skip, *matrices = ctx.saved_tensors
+        x, skip, *matrices = ctx.saved_tensors
+        grad_x = torch.empty(x.shape, device=x.device, dtype=x.dtype) if ctx.needs_input_grad[0] else None
+        grad_skip = torch.empty_like(skip) if ctx.needs_input_grad[1] else None
+        grad_matrices = [torch.empty_like(matrix) for matrix in matrices]
         # Autocast would run the products in half precision.
         with torch.autocast(grad.device.type, enabled=False):
-            g = to_channels(grad).contiguous()
-            grad_u, grad_matrices = None, [torch.empty_like(matrix) for matrix in matrices]
-            for rank in range(len(matrices[0])):
-                inputs, back = _inputs(u, matrices, rank), g
-                for axis, matrix in enumerate(matrices):
-                    dim = axis_dim(axis, len(matrices))
-                    if ctx.needs_input_grad[2 + axis]:
-                        grad_matrices[axis][rank] = _outer(inputs[-2 - axis], back, dim)
-                    back = apply_matrix(back, matrix[rank].transpose(1, 2), dim)
-                grad_u = back if grad_u is None else grad_u + back
-            grad_x = _add_skip(grad_u, skip, grad) if ctx.needs_input_grad[0] else None
-            grad_skip = torch.linalg.vecdot(u.flatten(1), g.flatten(1)) if ctx.needs_input_grad[1] else None
+            for part in feature_groups(x):
+                u, g = to_channels(x[:, part]).contiguous(), to_channels(grad[:, part]).contiguous()
+                total = None
+                for rank in range(len(matrices[0])):
+                    inputs, back = _inputs(u, matrices, rank, part), g
+                    for axis, matrix in enumerate(matrices):
+                        dim = axis_dim(axis, len(matrices))
+                        if ctx.needs_input_grad[2 + axis]:
+                            grad_matrices[axis][rank, part] = _outer(inputs[-2 - axis], back, dim)
+                        back = apply_matrix(back, matrix[rank, part].transpose(1, 2), dim)
+                    total = back if total is None else total + back
+                if grad_skip is not None:
+                    grad_skip[part] = torch.bmm(u.flatten(1)[:, None], g.flatten(1)[..., None]).flatten()
+                if grad_x is not None:
+                    grad_x[:, part] = from_channels(_add_skip(total, skip, part, g))
         return grad_x, grad_skip, *grad_matrices
 
 
-def _inputs(u: Tensor, matrices: tuple[Tensor, ...] | list[Tensor], rank: int) -> list[Tensor]:
-    """u, then what every product makes of it, last axis first."""
+def _inputs(u: Tensor, matrices: Sequence[Tensor], rank: int, part: slice) -> list[Tensor]:
+    """u, then what every product makes of it, last axis first, for the features of `part`."""
     values = [u]
     for axis in range(len(matrices) - 1, -1, -1):
-        values.append(apply_matrix(values[-1], matrices[axis][rank], axis_dim(axis, len(matrices))))
+        values.append(apply_matrix(values[-1], matrices[axis][rank, part], axis_dim(axis, len(matrices))))
     return values
 
 
 def _outer(z: Tensor, back: Tensor, dim: int) -> Tensor:
     """Gradient of the matrix in back = z · matrix: Σ z[j] back[i], (C, L, L)."""
-    z, back = (t.movedim(dim, 1).flatten(2) for t in (z, back))
-    return torch.bmm(z, back.transpose(1, 2))
+    channels, length = z.shape[0], z.shape[dim]
+    if dim == 1 and z.dim() > 3:
+        z, back = (t.reshape(channels, length, -1) for t in (z, back))
+        return torch.bmm(z, back.transpose(1, 2))
+    z, back = (t.movedim(dim, -1).reshape(channels, -1, length) for t in (z, back))
+    return torch.bmm(z.transpose(1, 2), back)
 
 
-def _add_skip(y: Tensor, skip: Tensor | None, x: Tensor) -> Tensor:
-    """y as (B, C, L1, …), contiguous, plus skip · x."""
-    y = from_channels(y)
-    if skip is None:
-        return y.contiguous()
-    return torch.addcmul(y, skip.reshape([-1] + [1] * (x.dim() - 2)), x, out=torch.empty_like(x))
+def _add_skip(y: Tensor, skip: Tensor | None, part: slice, u: Tensor) -> Tensor:
+    """y += skip · u, features first."""
+    return y if skip is None else y.addcmul_(skip[part].reshape([-1] + [1] * (u.dim() - 1)), u)

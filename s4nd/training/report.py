@@ -104,7 +104,8 @@ def draw(path: str | Path, reports: Sequence[dict[str, Any]]) -> None:
     for size in sorted({size for report in reports for size in sizes_of(report)}, key=_side):
         ticks.setdefault(_side(size), {})[size] = None
     axes.set_xscale('log', base=2)
-    axes.set_xticks(list(ticks), ['\n'.join(names) for names in ticks.values()])
+    # What is not a square stands a line lower, clear of the squares beside it.
+    axes.set_xticks(list(ticks), ['\n'.join(['', *names] if 'x' in min(names) else names) for names in ticks.values()])
     axes.minorticks_off()
     axes.set_xlabel(f'evaluated at ({reports[0].get("unit", "pixels a side")}; ring: trained there)')
     metric = reports[0]['metric']
@@ -112,7 +113,7 @@ def draw(path: str | Path, reports: Sequence[dict[str, Any]]) -> None:
     if metric == 'accuracy':
         axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc='lower right' if any('milliseconds' in report for report in reports) else 'best')
     _draw_times(axes, reports)
     write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
 

@@ -1,0 +1,35 @@
+"""S4D in eager mode, whose gradients are written out, against the plain arithmetic that compilers see."""
+
+import pytest
+import torch
+
+from s4nd.kernels import S4DKernel, diagonal
+
+
+@pytest.mark.parametrize('discretization', ['zoh', 'bilinear'])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'init': 'real'},
+        {'dt_tied': False},
+        {'n_ssm': 3, 'init': 'legs'},
+        {'n_ssm': 6, 'dt_tied': False, 'bandlimit': 0.3},
+        {'bandlimit': 0.2, 'channels': 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('length', [1, 2, 7, 40])
+def test_both_paths_agree(discretization: str, options: dict, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    kernel = S4DKernel(6, d_state=8, dt_min=0.01, dt_max=0.5, discretization=discretization, **options).double()
+    found = []
+    for eager in (True, False):
+        monkeypatch.setattr(diagonal, 'eager', lambda x, value=eager: value)
+        for taps in (kernel(length, 0.7), kernel.cells(length, 0.7)):
+            weight = torch.cos(torch.arange(taps.numel(), dtype=torch.float64)).reshape(taps.shape)
+            gradients = torch.autograd.grad((taps * weight).sum(), list(kernel.parameters()), materialize_grads=True)
+            found.append([taps, *gradients])
+    for fast, plain in ((found[0], found[2]), (found[1], found[3])):
+        for a, b in zip(fast, plain, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-10)
