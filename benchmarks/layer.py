@@ -101,7 +101,8 @@ if __name__ == '__main__':
     shapes = [(2, 8, 14, 14), (2, 8, 4, 6, 5)] if chosen['small'] == 'true' else SHAPES
     found = []
     for shape in shapes:
-        found.append(measure(shape, int(chosen['rounds']), chosen['device']))
+        rounds = int(chosen['rounds']) if max(shape) < 512 else 3
+        found.append(measure(shape, rounds, chosen['device']))
         print(table(found).splitlines()[-1] if len(found) > 1 else table(found), flush=True)
     print(f'\n{table(found)}')
     save(chosen['out'], 'layer', measured, found, picture(found))

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from s4nd.kernels import make_kernel
 from s4nd.layers.memo import Memo
-from s4nd.ops import METHODS, lag_taps, separable_conv, toeplitz, use_toeplitz
+from s4nd.ops import METHODS, joint_matrix, lag_taps, separable_conv, toeplitz, use_toeplitz
 from s4nd.resolution import axis_step, check_grid, warn_if_aliased
+
+# In evaluation, up to as many points, one matrix stands for all axes.
+_JOINT_UP_TO = 64
 
 
 class S4ND(nn.Module):
@@ -182,8 +185,7 @@ class S4ND(nn.Module):
         if self.out_channels > 0:
             return self._mix(x, taps, centres)
         u = x if self.channels == 1 else torch.cat([x] * self.channels, 1)
-        skip = None if self.D is None else self.D.flatten()
-        return separable_conv(u, taps, centres, self.method, skip)
+        return self._convolve(u, taps, centres, None if self.D is None else self.D.flatten())
 
     def axis_taps(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
         """Lag taps (R, M·H, K) of each axis for an input of this size, and the index of lag 0 in each."""
@@ -235,15 +237,25 @@ class S4ND(nn.Module):
             if size[axis] < grid and hasattr(kernel, 'bandlimit') and not kernel.bandlimit.is_meta:
                 warn_if_aliased(axis, float(kernel.bandlimit), grid / size[axis])
         taps, centres = self.axis_taps(size)
+        if torch.is_grad_enabled():
+            return taps, centres
+        short = [use_toeplitz(size, axis, self.method) for axis in range(len(size))]
         for axis, length in enumerate(size):
-            if not torch.is_grad_enabled() and use_toeplitz(size, axis, self.method):
+            if short[axis]:
                 taps[axis] = toeplitz(taps[axis], centres[axis], length)
+        if all(short) and math.prod(size) <= _JOINT_UP_TO:
+            return [joint_matrix(taps)], [0]
         return taps, centres
+
+    def _convolve(self, u: Tensor, taps: list[Tensor], centres: list[int], skip: Tensor | None) -> Tensor:
+        if len(taps) < self.spatial_dims:  # one matrix for all axes
+            return separable_conv(u.flatten(2), taps, centres, self.method, skip).reshape(u.shape)
+        return separable_conv(u, taps, centres, self.method, skip)
 
     def _mix(self, x: Tensor, taps: list[Tensor], centres: list[int]) -> Tensor:
         """Every input feature to every output: (B, H, …) -> (B, O, …), summed over H."""
         u = torch.cat([x] * self.out_channels, 1)
-        y = separable_conv(u, taps, centres, self.method)
+        y = self._convolve(u, taps, centres, None)
         return y.unflatten(1, [self.out_channels, self.d_model]).sum(2)
 
     def _reset_skip(self) -> None:

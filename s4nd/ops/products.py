@@ -21,6 +21,17 @@ def separable_product(x: Tensor, matrices: Sequence[Tensor], skip: Tensor | None
     return _SeparableProduct.apply(x, skip, *matrices)
 
 
+def joint_matrix(matrices: Sequence[Tensor]) -> Tensor:
+    """Matrices (R, C, L, L) of all axes -> one (1, C, P, P) for the P = L1 ··· Ld flattened points.
+
+    On a few points one larger product is faster than one an axis, and it holds all ranks.
+    """
+    joint = matrices[0]
+    for matrix in matrices[1:]:
+        joint = torch.einsum('rcab,rcde->rcadbe', joint, matrix).flatten(4).flatten(2, 3)
+    return joint.sum(0, keepdim=True)
+
+
 def to_channels(x: Tensor) -> Tensor:
     """(B, C, L1, …) -> (C, L1, B, …) or (C, B, L1), a view."""
     return x.transpose(0, 1) if x.dim() == 3 else x.movedim(0, 2)

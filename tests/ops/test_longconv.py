@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from s4nd.ops import fftconv, lag_taps, separable_conv, toeplitz
+from s4nd.ops import fftconv, joint_matrix, lag_taps, separable_conv, toeplitz
 from s4nd.ops.fftconv import fft_size
 from tests import oracles
 
@@ -65,6 +65,14 @@ def test_matrices_stand_for_taps() -> None:
     taps = [torch.randn(1, 3, 2 * length) for length in (6, 4)]
     matrices = [toeplitz(k, length, length) for k, length in zip(taps, (6, 4), strict=True)]
     torch.testing.assert_close(separable_conv(x, matrices, [6, 4]), separable_conv(x, taps, [6, 4], 'fft'))
+
+
+@pytest.mark.parametrize('size', [(3, 4), (2, 1, 3)], ids=str)
+def test_joint_matrix(size: tuple[int, ...]) -> None:
+    x, (taps, centres) = torch.randn(2, 3, *size, dtype=torch.float64), random_taps(size, 2, 3, 'bidirectional')
+    matrices = [toeplitz(k, centre, length) for k, centre, length in zip(taps, centres, size, strict=True)]
+    y = separable_conv(x.flatten(2), [joint_matrix(matrices)], [0]).reshape(x.shape)
+    torch.testing.assert_close(y, separable_conv(x, taps, centres), atol=1e-12, rtol=0)
 
 
 def test_features_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
