@@ -1,59 +1,43 @@
-"""Where do Toeplitz products and FFTs cross? Time of one axis, forward and backward, by length and number of lines.
+"""Where do matrix products and FFTs cross? Time of an S4ND layer by either, in evaluation and in training.
 
-A line is one signal along the axis: batch times the sizes of the other axes. Ratios of medians of interleaved runs in
-one process, one thread, float32, two-sided taps as long as the axis.
+    python benchmarks/axis_methods.py [threads=2 device=cpu rounds=7 out=out/axis_methods]
 
-    python benchmarks/axis_methods.py [out=out/axis_methods]
-
-Prints the table (below 1: Toeplitz is faster) and writes axis_methods.json. `s4nd.ops` takes its rule from it.
+Signals of one axis (batch 16, 64 features) and of two equal axes (batch 2, 16 features), float32, two-sided kernels as
+long as the axis; ratios of medians of interleaved runs, below 1: matrix products are faster. `s4nd.ops.use_toeplitz`
+takes its limits from it.
 """
 
-import json
-import statistics
-import sys
-import time
-from pathlib import Path
-
 import torch
+from common import medians, options, save, setup, table
 
-from s4nd.files import write_atomically
-from s4nd.ops import separable_conv
+from s4nd import S4ND
+from s4nd.ops import use_toeplitz
 
-LINES = (1, 4, 16, 64, 256)
-LENGTHS = (32, 64, 128, 256, 512, 1024)
-ROUNDS = 6
-
-
-def ratio(lines: int, length: int) -> float:
-    """Median time of the Toeplitz product over that of the FFT."""
-    channels = max(8, min(64, 2**21 // (lines * length)))
-    x = torch.randn(lines, channels, length, requires_grad=True)
-    taps = torch.randn(1, channels, 2 * length - 1, requires_grad=True)
-    times: dict[str, list[float]] = {'toeplitz': [], 'fft': []}
-    for _ in range(ROUNDS):
-        for method, found in times.items():
-            start = time.perf_counter()
-            separable_conv(x, [taps], [length - 1], method).sum().backward()
-            found.append(time.perf_counter() - start)
-    # The first round warms up.
-    return statistics.median(times['toeplitz'][1:]) / statistics.median(times['fft'][1:])
+ONE_AXIS = [(length,) for length in (16, 32, 64, 128, 256, 512)]
+TWO_AXES = [(side, side) for side in (16, 32, 64, 128, 256, 512)]
 
 
-def main(out: Path) -> None:
-    torch.set_num_threads(1)
-    rows = []
-    print('lines' + ''.join(f'{f"L = {length}":>10}' for length in LENGTHS))
-    for lines in LINES:
-        found = [ratio(lines, length) for length in LENGTHS]
-        rows += [{'lines': lines, 'length': n, 'toeplitz_over_fft': r} for n, r in zip(LENGTHS, found, strict=True)]
-        print(f'{lines:>5}' + ''.join(f'{value:>10.2f}' for value in found))
-    write_atomically(out / 'axis_methods.json', lambda path: path.write_text(json.dumps(rows, indent=1)))
-    print(f'\nwritten to {out}')
+def measure(size: tuple[int, ...], rounds: int, device: str) -> dict[str, object]:
+    batch, features = (16, 64) if len(size) == 1 else (2, 16)
+    layers = {way: S4ND(features, size, method=way).to(device) for way in ('toeplitz', 'fft')}
+    x = torch.randn(batch, features, *size, device=device, requires_grad=True)
+    with torch.no_grad():
+        forward = medians({way: lambda m=layer: m(x) for way, layer in _in_mode(layers, False)}, rounds, device)
+    training = medians(
+        {way: lambda m=layer: m(x).sum().backward() for way, layer in _in_mode(layers, True)}, rounds, device
+    )
+    row: dict[str, object] = {'size': '×'.join(map(str, size))}
+    row |= {'evaluation': forward['toeplitz'] / forward['fft'], 'training': training['toeplitz'] / training['fft']}
+    return row | {'chosen': 'toeplitz' if use_toeplitz(list(size), 0) else 'fft'}
+
+
+def _in_mode(layers: dict[str, S4ND], training: bool) -> list[tuple[str, S4ND]]:
+    return [(way, layer.train(training)) for way, layer in layers.items()]
 
 
 if __name__ == '__main__':
-    options = dict(argument.split('=', 1) for argument in sys.argv[1:])
-    unknown = set(options) - {'out'}
-    if unknown:
-        sys.exit(f'unknown option {sorted(unknown)}: expected out=FOLDER')
-    main(Path(options.get('out', 'out/axis_methods')))
+    chosen = options({'threads': '2', 'device': 'cpu', 'rounds': '7', 'out': 'out/axis_methods'})
+    measured = setup(chosen['threads'], chosen['device'])
+    rows = [measure(size, int(chosen['rounds']), chosen['device']) for size in [*ONE_AXIS, *TWO_AXES]]
+    print(table(rows))
+    save(chosen['out'], 'axis_methods', measured, rows)

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -82,17 +81,17 @@ def peak_memory(make: Callable[..., Callable[[], object]], *arguments: object) -
 
 def _measure(sender: Any, threads: int, make: Callable[..., Callable[[], object]], arguments: tuple) -> None:
     torch.set_num_threads(threads)
-    before = _resident()
+    before = _memory('VmRSS')
     run = make(*arguments)
     run()
     run()
-    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e9)
+    sender.send((_memory('VmHWM') - before) / 1e6)
 
 
-def _resident() -> int:
-    """Bytes of memory in use now."""
-    pages = int(Path('/proc/self/statm').read_text().split()[1])
-    return pages * resource.getpagesize()
+def _memory(entry: str) -> int:
+    """Kilobytes in use now (VmRSS) or at the most so far (VmHWM); getrusage would count the parent's as well."""
+    lines = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
+    return int(lines[entry].split()[0])
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
