@@ -3,9 +3,10 @@
 Train with train.py and a configuration from configs/audio; generate with `generate` or `python -m audio.generate`.
 """
 
+from audio.backbone import SaShiMiBackbone
 from audio.generation import Generator, generate, load_generator
 from audio.quantization import Quantizer
-from audio.sashimi import SaShiMi, SaShiMiBackbone
+from audio.sashimi import SaShiMi
 from audio.task import AutoregressiveTask, build
 
 __all__ = [

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audio.backbone import SaShiMiBackbone
 from audio.diffusion import Diffusion
-from audio.sashimi import SaShiMiBackbone, check_label
+from audio.sashimi import check_label
 
 STEP_FEATURES = 128
 

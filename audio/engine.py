@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from audio import loops
-from audio.sashimi import Level, S4Block, SaShiMi, State
+from audio.backbone import Level, S4Block, State
+from audio.sashimi import SaShiMi
 from s4nd.kernels import DSSExpKernel, Kernel, S4DKernel, S4Kernel
 
 

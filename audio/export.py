@@ -15,8 +15,9 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
 
+from audio.backbone import State
 from audio.generation import load_generator
-from audio.sashimi import SaShiMi, State
+from audio.sashimi import SaShiMi
 from s4nd.export import export_onnx, report_errors
 from s4nd.training.checkpoint import find_weights, read_metadata
 

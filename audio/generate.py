@@ -12,13 +12,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,6 +33,7 @@ from audio.generation import (
     stream,
 )
 from audio.io import SUFFIXES, audio_info, read_audio, write_audio, write_spectrogram
+from s4nd.words import parse_words
 
 # Seconds of work between two writes of an unfinished clip.
 WRITE_EVERY = 30.0
@@ -61,30 +61,11 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 2 for bad input, 130 when interrupted."""
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        options = parse_words(Options, sys.argv[1:] if arguments is None else arguments)
         return run(options)
     except (ValueError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-
-
-def parse(arguments: Sequence[str]) -> Options:
-    """Options from key=value words. Raises ValueError naming what is unknown, missing or of the wrong type."""
-    schema = OmegaConf.structured(Options)
-    known = [field.name for field in fields(Options)]
-    for word in arguments:
-        key = word.partition('=')[0]
-        if '=' not in word or key not in known:
-            raise ValueError(f'{word!r}: expected key=value with one of {", ".join(known)}')
-    try:
-        # As text: YAML would read the class `yes` as true.
-        merged = OmegaConf.merge(schema, dict(word.split('=', 1) for word in arguments))
-    except OmegaConfBaseException as error:
-        raise ValueError(f'{error.full_key}: {str(error).splitlines()[0]}') from error
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise ValueError(f'{", ".join(missing)} must be given (checkpoint=… seconds=…)')
-    return OmegaConf.to_object(merged)
 
 
 def run(options: Options) -> int:

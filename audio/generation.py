@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from audio.backbone import State
 from audio.denoiser import sample_diffusion
 from audio.io import read_audio
 from audio.quantization import Quantizer
-from audio.sashimi import SaShiMi, State
+from audio.sashimi import SaShiMi
 from audio.task import DIFFUSION_NAME, MODEL_NAME, build_model
 from s4nd.training.checkpoint import find_weights, load_weights, read_metadata
 

@@ -22,6 +22,7 @@ def parse_words(schema: type[Options], words: Sequence[str]) -> Options:
         if '=' not in word or key not in known:
             raise ValueError(f'{word!r}: expected key=value with one of {", ".join(known)}')
     try:
+        # As text: YAML would read a class called `yes` as true.
         merged = OmegaConf.merge(OmegaConf.structured(schema), dict(word.split('=', 1) for word in words))
     except OmegaConfBaseException as error:
         raise ValueError(f'{error.full_key}: {str(error).splitlines()[0]}') from error

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio import sashimi
-from audio.sashimi import SaShiMi, State
+from audio import backbone
+from audio.backbone import State
+from audio.sashimi import SaShiMi
 from s4nd.ops.recurrence import CHUNK
 
 
@@ -68,9 +69,9 @@ def test_a_long_prompt_is_cut_into_segments(monkeypatch: pytest.MonkeyPatch) -> 
     model = build()
     codes = torch.randint(16, (1, 200))
     whole = model.prefill(codes)[0]
-    monkeypatch.setattr(sashimi, '_SEGMENT', 30)
+    monkeypatch.setattr(backbone, '_SEGMENT', 30)
     check(model, codes, model.prefill(codes))
-    monkeypatch.setattr(sashimi, '_SEGMENT', 1)  # less than a period: one period at a time
+    monkeypatch.setattr(backbone, '_SEGMENT', 1)  # less than a period: one period at a time
     torch.testing.assert_close(model.prefill(codes)[0], whole, atol=1e-10, rtol=0)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio.sashimi import S4Block, SaShiMi, SaShiMiBackbone, ordered_codes
+from audio.backbone import S4Block, SaShiMiBackbone
+from audio.sashimi import SaShiMi, ordered_codes
 from s4nd import hippo
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio.sashimi import SaShiMiBackbone
+from audio.backbone import SaShiMiBackbone
 from tests.golden_cases import load
 
 CASES = load('sashimi')

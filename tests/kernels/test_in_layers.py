@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor
 
-from audio.sashimi import SaShiMiBackbone
+from audio.backbone import SaShiMiBackbone
 from s4nd import S4ND
 from s4nd.kernels import KERNELS
 from tests import oracles
