@@ -60,6 +60,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         for path in [*paths, *(out / name for name in ('config.yaml', 'last.safetensors', 'best.safetensors'))]:
             if path.is_file():
                 print(path)
+    # A process that left early would take the others' connections down with it.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
     return report
 
 
