@@ -131,6 +131,17 @@ def check_length_and_step(length: int, step: float) -> None:
         raise ValueError(f'step must be positive and finite, got {step}')
 
 
+def check_axis(name: str, length: float, minimum: int) -> None:
+    """Raise ValueError unless the length of the axis is known and at least `minimum`."""
+    if length == math.inf:
+        raise ValueError(
+            f"kernel '{name}' spans its axis and needs its length: give the layer a grid or l_max, or the kernel the "
+            "option {'length': samples of the training grid}"
+        )
+    if not length >= minimum:
+        raise ValueError(f"kernel '{name}' needs an axis of at least {minimum} samples, got length {length}")
+
+
 @torch.jit.unused
 def eager(x: Tensor) -> bool:
     """Whether hand-written gradients and complex arithmetic can be used: no compiler looks on, the device has them."""

@@ -10,8 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from s4nd.kernels.base import Kernel, check_length_and_step, wide
-from s4nd.kernels.sgconv import check_axis
+from s4nd.kernels.base import Kernel, check_axis, check_length_and_step, wide
 
 NETWORKS = ('magnet', 'siren')
 

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from s4nd import hippo
-from s4nd.kernels.base import Kernel, SSMKernel, check_length_and_step, eager, expand_ssm, wide
+from s4nd.kernels.base import Kernel, SSMKernel, check_axis, check_length_and_step, eager, expand_ssm, wide
 from s4nd.kernels.diagonal import S4DKernel
-from s4nd.kernels.sgconv import check_axis
 from s4nd.ops.exponentials import exponential_sum, plain_exponential_sum
 
 

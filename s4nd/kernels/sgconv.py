@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from s4nd.kernels.base import Kernel, check_length_and_step, wide
+from s4nd.kernels.base import Kernel, check_axis, check_length_and_step, wide
 
 
 class SGConvKernel(Kernel):
@@ -86,14 +86,3 @@ class SGConvKernel(Kernel):
         taps = torch.lerp(weight.index_select(2, index), right, (place - left).expand_as(right))
         taps = taps * (width * torch.exp2(-scale) * (t < ends[-1])) / wide(self.norm)
         return taps.to(torch.promote_types(self.weight.dtype, torch.float32))
-
-
-def check_axis(name: str, length: float, minimum: int) -> None:
-    """Raise ValueError unless the length of the axis is known and at least `minimum`."""
-    if length == math.inf:
-        raise ValueError(
-            f"kernel '{name}' spans its axis and needs its length: give the layer a grid or l_max, or the kernel the "
-            "option {'length': samples of the training grid}"
-        )
-    if not length >= minimum:
-        raise ValueError(f"kernel '{name}' needs an axis of at least {minimum} samples, got length {length}")

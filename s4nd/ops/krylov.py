@@ -44,7 +44,6 @@ class _Krylov(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, A: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
         ctx.save_for_backward(A, B, C)
-        ctx.length = length
         return torch.cat([_taps(A[part], B[part], C[:, part], length) for part in _parts(A)], 1)
 
     @staticmethod
