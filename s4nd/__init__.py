@@ -2,17 +2,24 @@
 
 from s4nd import hippo, kernels, layers, models, ops, resolution
 from s4nd.kernels import make_kernel
-from s4nd.layers import S4, S4ND
-from s4nd.models import load_timm_weights
+from s4nd.layers import GSS, S4, S4ND, S5, GSSHybrid, LiquidS4, LocalAttention, Mega
+from s4nd.models import inflate, load_timm_weights
 from s4nd.optim import param_groups, ssm_parameter_patterns
 from s4nd.published import load_published
 
 __version__ = '0.1.0'
 
 __all__ = [
+    'GSS',
     'S4',
     'S4ND',
+    'S5',
+    'GSSHybrid',
+    'LiquidS4',
+    'LocalAttention',
+    'Mega',
     'hippo',
+    'inflate',
     'kernels',
     'layers',
     'load_published',

@@ -10,8 +10,9 @@ from fnmatch import fnmatch
 from torch import nn
 
 from s4nd.kernels import Kernel
+from s4nd.layers.s5 import S5
 
-SSM_NAMES = ('log_dt', 'log_A_real', 'A_real', 'A_imag', 'A', 'B', 'P')
+SSM_NAMES = ('log_dt', 'log_A_real', 'A_real', 'A_imag', 'log_A_imag', 'A', 'B', 'P')
 
 
 def param_groups(
@@ -59,11 +60,17 @@ def param_groups(
 
 def ssm_parameter_patterns(model: nn.Module) -> set[str]:
     """fnmatch patterns of the SSM parameters that exist in `model`, for timm's `no_weight_decay`."""
-    return {f'*.kernels.*.{name.rsplit(".", 1)[-1]}' for name in _ssm_names(model)}
+    return {_pattern(name) for name in _ssm_names(model)}
+
+
+def _pattern(name: str) -> str:
+    """The last parts of a name, from the attribute that holds the kernel on, at any place of any list."""
+    parts = ['*' if part.isdigit() else part for part in name.split('.')]
+    return '.'.join(parts if len(parts) <= 3 else ['*', *parts[-3:]])
 
 
 def _ssm_names(model: nn.Module) -> set[str]:
-    kernels = [name for name, module in model.named_modules() if isinstance(module, Kernel)]
-    return {f'{prefix}.{leaf}'.lstrip('.') for prefix in kernels for leaf in SSM_NAMES} & dict(
+    holders = [name for name, module in model.named_modules() if isinstance(module, Kernel | S5)]
+    return {f'{prefix}.{leaf}'.lstrip('.') for prefix in holders for leaf in SSM_NAMES} & dict(
         model.named_parameters()
     ).keys()

@@ -5,6 +5,7 @@ They are torch functions, so their gradients are the oracles of our gradients.
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -183,3 +184,218 @@ def magnet(x: Tensor, gabors: list[tuple[Tensor, ...]], layers: list[tuple[Tenso
     for (weight, bias), g in zip(layers[:-1], filters[1:], strict=True):
         h = (weight @ h + bias) * g
     return layers[-1][0] @ h + layers[-1][1]
+
+
+def sssd_block(
+    x: Tensor,
+    known: Tensor,
+    condition: Tensor,
+    maps: dict[str, tuple[Tensor, Tensor]],
+    norms: list[tuple[Tensor, Tensor]],
+    kernels: list[tuple[Tensor, Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """One block of SSSD-S4, sample by sample: x (L, H), known (L, 2C), condition (E,) -> the next x, the skip.
+
+    maps: weight and bias of 'condition', 'conv' (2H, H, 3), 's4_1', 's4_2', 'known' and 'out'; norms: scale and shift
+    of each S4 layer; kernels: its forward taps (acting at lag 0, 1, …) and backward taps (at lag -1, -2, …), each
+    (2H, L), and its skip D (2H,).
+    """
+    length, width = x.shape
+
+    def affine(name: str, v: Tensor) -> Tensor:
+        return v @ maps[name][0].T + maps[name][1]
+
+    def s4(layer: int, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        u = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norms[layer][0] + norms[layer][1]
+        forward, backward, skip = kernels[layer]
+        y = []
+        for t in range(length):
+            past = sum(forward[:, t - s] * u[s] for s in range(t + 1))
+            y.append(past + sum(backward[:, s - t - 1] * u[s] for s in range(t + 1, length)) + skip * u[t])
+        y = torch.stack(y)
+        return x + affine(f's4_{layer + 1}', y * (1 + torch.erf(y / math.sqrt(2))) / 2)
+
+    u, (weight, bias) = x + affine('condition', condition), maps['conv']
+    rows = [
+        bias + sum(weight[:, :, j] @ u[t + j - 1] for j in range(3) if 0 <= t + j - 1 < length) for t in range(length)
+    ]
+    y = s4(1, s4(0, torch.stack(rows)) + affine('known', known))
+    gated = torch.tanh(y[:, :width]) / (1 + torch.exp(-y[:, width:]))
+    z = affine('out', gated)
+    return (x + z[:, :width]) / math.sqrt(2), z[:, width:]
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(x - mean)/√(variance + 1e-5), scaled and shifted: (…, H)."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+
+
+def rotary_bias(i: int, j: int, alpha: Tensor, beta: Tensor) -> Tensor:
+    """⟨R_i α, R_j β⟩: pair m of the entries (E, 2) is turned by i (or j) times 1e4^(-m/E)."""
+    total = alpha.new_zeros(())
+    for m, (a, b) in enumerate(zip(alpha, beta, strict=True)):
+        left, right = (t * 1e4 ** (-m / len(alpha)) for t in (i, j))
+        turned_a = (a[0] * math.cos(left) - a[1] * math.sin(left), a[0] * math.sin(left) + a[1] * math.cos(left))
+        turned_b = (b[0] * math.cos(right) - b[1] * math.sin(right), b[0] * math.sin(right) + b[1] * math.cos(right))
+        total = total + turned_a[0] * turned_b[0] + turned_a[1] * turned_b[1]
+    return total
+
+
+def chunked_attention(q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, chunk: int, causal: bool) -> Tensor:
+    """Query by query, over the keys of its own chunk: q, k (L, E), v (L, V), α, β (E', 2) -> (L, V)."""
+    rows = []
+    for i in range(len(q)):
+        first = i // chunk * chunk
+        keys = range(first, i + 1 if causal else min(first + chunk, len(q)))
+        logits = [q[i] @ k[j] / math.sqrt(q.shape[1]) + rotary_bias(i, j, alpha, beta) for j in keys]
+        weights = torch.stack(logits).exp()
+        rows.append(sum(w * v[j] for w, j in zip(weights / weights.sum(), keys, strict=True)))
+    return torch.stack(rows)
+
+
+def gss(x: Tensor, p: dict[str, Tensor]) -> Tensor:
+    """The GSS layer sample by sample, with a complex state: x (L, C), its parameters by name -> (L, C)."""
+
+    def gelu(t: Tensor) -> Tensor:
+        return t * (1 + torch.erf(t / math.sqrt(2))) / 2
+
+    width = len(p['D'])
+    pole = torch.complex(-p['kernel.log_A_real'].exp(), p['kernel.log_A_imag'].exp())[0]  # (n,)
+    readout = torch.view_as_complex(p['kernel.C'])[0].conj()  # (H, n); conjugate, as the pole is
+    state, rows = torch.zeros(width, len(pole), dtype=readout.dtype), []
+    for row in x:
+        projected = gelu(p['inputs.weight'] @ layer_norm(row, p['norm.weight'], p['norm.bias']))
+        u, v = projected[:-width], layer_norm(projected[-width:], p['norm_ssm.weight'], p['norm_ssm.bias'])
+        state = torch.exp(pole) * state + (torch.exp(pole) - 1) / pole * v[:, None]
+        s = (readout * state).sum(-1).real + p['D'] * v
+        rows.append(row + p['out.weight'] @ (u * (p['gate.weight'] @ s)) + p['out.bias'])
+    return torch.stack(rows)
+
+
+def mega(x: Tensor, p: dict[str, Tensor], chunk: int, bidirectional: bool) -> Tensor:
+    """The Mega layer by its equations, averages sample by sample: x (L, C), its parameters by name -> (L, C)."""
+    width, d_value, d_key = x.shape[1], p['hidden.weight'].shape[1], p['scale'].shape[1]
+    decay = 1 - torch.sigmoid(p['kernel.alpha']) * torch.sigmoid(p['kernel.delta'])  # (C or 2C, N)
+    gain = torch.sigmoid(p['kernel.alpha']) * p['kernel.beta']
+    readout = p['kernel.gamma'][0] / math.sqrt(decay.shape[1])
+
+    def silu(t: Tensor) -> Tensor:
+        return t / (1 + torch.exp(-t))
+
+    def averages(u: Tensor, part: slice) -> Tensor:
+        state, rows = torch.zeros_like(decay[part]), []
+        for u_t in u:
+            state = decay[part] * state + gain[part] * u_t[:, None]
+            rows.append((readout[part] * state).sum(-1))
+        return torch.stack(rows)
+
+    u = layer_norm(x, p['norm.weight'], p['norm.bias'])
+    average = averages(u, slice(0, width))
+    if bidirectional:  # what comes later, without the present sample
+        ahead = slice(width, 2 * width)
+        average = average + averages(u.flip(0), ahead).flip(0) - (readout * gain)[ahead].sum(-1) * u
+    average = silu(average + p['omega'] * u)
+    gates = average @ p['gates.weight'].T + p['gates.bias']
+    z, reset, update, h = gates.split([d_key, d_value, width, width], -1)
+    q, k = (silu(z) * p['scale'][i] + p['shift'][i] for i in range(2))
+    v = silu(u @ p['value.weight'].T + p['value.bias'])
+    o = chunked_attention(q, k, v, p['bias.alpha'][0], p['bias.beta'][0], chunk, not bidirectional)
+    h = silu(h + (silu(reset) * o) @ p['hidden.weight'].T)
+    return x + torch.sigmoid(update) * (h - x)
+
+
+def coordinate_taps(
+    network: Callable[[Tensor], Tensor],
+    lengths: Sequence[float],
+    widths: Sequence[Tensor] | None,
+    lags: Sequence[int],
+    steps: Sequence[float],
+    crop: float = 0.1,
+) -> Tensor:
+    """Tap at lag l, one at a time: network(x) times a cell's volume, x_τ = l·step_τ / length_τ; (H, 2 lags - 1, …).
+
+    Where a step is above 1 a cell is an odd number of equal parts, each of a step below 1, which are summed.
+    With widths σ of a Gaussian mask exp(-x²/2σ²) an axis ends where it falls to `crop`, and cells count by their part.
+    """
+    parts = [1 if step <= 1 else math.ceil(step) + 1 - math.ceil(step) % 2 for step in steps]
+    cells = [step / length / part for step, length, part in zip(steps, lengths, parts, strict=True)]
+
+    def value_at(point: Sequence[int]) -> Tensor:
+        x = torch.tensor([place * cell for place, cell in zip(point, cells, strict=True)], dtype=torch.float64)
+        value = network(x)
+        for axis, cell in enumerate(cells):
+            inside = cell
+            if widths is not None:
+                end = widths[axis] * math.sqrt(2 * math.log(1 / crop))
+                low, high = max(x[axis] - cell / 2, -end), min(x[axis] + cell / 2, end)
+                inside = max(high - low, 0 * end) * torch.exp(-0.5 * (x[axis] / widths[axis]) ** 2)
+            value = value * inside
+        return value
+
+    taps = []
+    for index in itertools.product(*(range(1 - n, n) for n in lags)):
+        within = (
+            range(lag * part - part // 2, lag * part + part // 2 + 1) for lag, part in zip(index, parts, strict=True)
+        )
+        taps.append(sum(value_at(point) for point in itertools.product(*within)))
+    return torch.stack(taps, -1).unflatten(-1, [2 * n - 1 for n in lags])
+
+
+def diagonal_states(a: Tensor, b: Tensor) -> Tensor:
+    """x_k = a x_{k-1} + b_k, one after the other: a (P,), b (…, L, P) -> (…, L, P)."""
+    states = [b[..., 0, :]]
+    for k in range(1, b.shape[-2]):
+        states.append(a * states[-1] + b[..., k, :])
+    return torch.stack(states, -2)
+
+
+def s5(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, step: float = 1.0) -> Tensor:
+    """S5 sample by sample, zero-order hold: u (H, L), dt and A (n,), B (n, H), C (H, n) complex, D (H,) -> (H, L)."""
+    A_bar = torch.exp(A * dt * step)
+    B_bar = ((A_bar - 1) / A)[:, None] * B
+    x, outputs = torch.zeros_like(A), []
+    for u_k in u.T:
+        x = A_bar * x + B_bar @ u_k.to(A)
+        outputs.append(2 * (C @ x).real + D * u_k)
+    return torch.stack(outputs, -1)
+
+
+def two_sided_s5(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, step: float = 1.0) -> Tensor:
+    """Lag l weighs with ∫ 2 Re(C e^{A|t|} B) dt over [l - ½, l + ½], C (2, H, n) that of the side: (H, L) -> (H, L)."""
+
+    def integral(side: int, low: float, high: float) -> Tensor:
+        scale = (torch.exp(A * dt * step * high) - torch.exp(A * dt * step * low)) / A
+        return 2 * ((C[side] * scale) @ B).real
+
+    def weight(lag: int) -> Tensor:
+        if lag == 0:
+            return integral(0, 0.0, 0.5) + integral(1, 0.0, 0.5)
+        return integral(int(lag < 0), abs(lag) - 0.5, abs(lag) + 0.5)
+
+    length = u.shape[1]
+    weights = {lag: weight(lag) for lag in range(1 - length, length)}
+    rows = [sum(weights[t - s] @ u[:, s] for s in range(length)) + D * u[:, t] for t in range(length)]
+    return torch.stack(rows, -1)
+
+
+def liquid(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The whole liquid recurrence x_k = (Ā + diag(B̄) u_k) x_{k-1} + B̄ u_k, y = Re C x, of one feature: (L,) -> (L,)."""
+    x, outputs = torch.zeros_like(B), []
+    for u_k in u:
+        x = A @ x + B * u_k * x + B * u_k
+        outputs.append((C @ x).real)
+    return torch.stack(outputs)
+
+
+def liquid_terms(u: Tensor, A: Tensor, B: Tensor, C: Tensor, degree: int, mode: str) -> Tensor:
+    """Products of neighbours alone: 'kb' drives the state with them, 'pb' adds C B̄^p times them to the output."""
+    x, outputs = torch.zeros_like(B), []
+    for k in range(len(u)):
+        x, extra = A @ x + B * u[k], torch.zeros_like(B)
+        for p in range(2, min(degree, k + 1) + 1):
+            extra = extra + B**p * u[k - p + 1 : k + 1].prod()
+        outputs.append((C @ (x + extra)).real)
+        x = x + extra if mode == 'kb' else x
+    return torch.stack(outputs)

@@ -47,6 +47,16 @@ class Kernel(nn.Module):
         """One sample u (B, H) -> output (B, c, H) and the new state; `state` itself is left as it was."""
         raise ValueError(f'{type(self).__name__} has no recurrence, so it cannot step')
 
+    def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
+        """What a state x (H, …) reads out with no further input, C Āˡ x: (channels, d_model, length). That of B̄, the
+        state after an impulse, are the taps."""
+        raise ValueError(f'{type(self).__name__} has no recurrence, so it has no state to respond')
+
+    @staticmethod
+    def power(x: Tensor, degree: int) -> Tensor:
+        """A state (H, …) raised to a power, entry by entry."""
+        return x**degree
+
 
 class SSMKernel(Kernel):
     """A kernel that is a state-space system with a timescale a feature (`log_dt`) and a `bandlimit` buffer."""
@@ -74,12 +84,7 @@ class SSMKernel(Kernel):
             )
         if n_ssm < 1 or d_model % n_ssm:
             raise ValueError(f'n_ssm must divide d_model, got n_ssm={n_ssm} and d_model={d_model}')
-        if not 0 < dt_min <= dt_max < math.inf:
-            raise ValueError(f'expected 0 < dt_min <= dt_max, got dt_min={dt_min} and dt_max={dt_max}')
-        if bandlimit is not None and not bandlimit > 0:
-            raise ValueError(
-                f'bandlimit must be positive (1 is the Nyquist limit of the training grid), got {bandlimit}'
-            )
+        check_time(dt_min, dt_max, bandlimit)
         self.d_state, self.n_ssm = d_state, n_ssm
         self.dt_min, self.dt_max = dt_min, dt_max
         self._initial_bandlimit = math.inf if bandlimit is None else float(bandlimit)
@@ -123,6 +128,14 @@ def pair_cells(h: Tensor) -> Tensor:
     return torch.cat([h[..., :1], h[..., 1::2] + h[..., 2::2]], -1)
 
 
+def check_time(dt_min: float, dt_max: float, bandlimit: float | None) -> None:
+    """Raise ValueError unless 0 < dt_min <= dt_max and the bandlimit is None (off) or positive."""
+    if not 0 < dt_min <= dt_max < math.inf:
+        raise ValueError(f'expected 0 < dt_min <= dt_max, got dt_min={dt_min} and dt_max={dt_max}')
+    if bandlimit is not None and not bandlimit > 0:
+        raise ValueError(f'bandlimit must be positive (1 is the Nyquist limit of the training grid), got {bandlimit}')
+
+
 def check_length_and_step(length: int, step: float) -> None:
     """Raise ValueError unless length >= 1 and step is positive and finite."""
     if length < 1:
@@ -151,6 +164,18 @@ def eager(x: Tensor) -> bool:
 def wide(x: Tensor) -> Tensor:
     """x in float64, where discretisation and powers are computed (float32 on devices that have no float64)."""
     return x.float() if x.device.type == 'mps' else x.double()
+
+
+def expm1(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """e^{x + iy} - 1 without cancellation, as real and imaginary part."""
+    return torch.expm1(x) * torch.cos(y) - 2 * torch.sin(y / 2) ** 2, torch.exp(x) * torch.sin(y)
+
+
+def zero_order_hold(re: Tensor, im: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ā = e^{A dt} and the gain (Ā - 1)/A of B, as real and imaginary parts, for A = re + i·im."""
+    e_re, e_im = expm1(re * dt, im * dt)
+    norm = re * re + im * im
+    return e_re + 1, e_im, (e_re * re + e_im * im) / norm, (e_im * re - e_re * im) / norm
 
 
 def expand_ssm(x: Tensor, d_model: int) -> Tensor:

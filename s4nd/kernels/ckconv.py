@@ -1,11 +1,12 @@
 """CKConv, FlexConv: a kernel that is a small network of the coordinate (arXiv 2102.02611, 2110.08059; CCNN 2206.03398).
 
-The networks take coordinates in [-1, 1]^D, so they also serve as kernels that are truly N-D. Here is the kernel of one
+The networks take coordinates in [-1, 1]^D, for the kernels over all axes of ckconv_nd.py too. Here is the kernel of one
 axis: x = 2t/length - 1 for t from 0 to the length of the axis, zero beyond it.
 Shape legend: see base.py; M = coordinates, D = their dimensions, W = hidden width.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from s4nd.kernels.base import Kernel, check_axis, check_length_and_step, wide
 
 NETWORKS = ('magnet', 'siren')
+
+# The mask of FlexConv begins with this standard deviation, in coordinates.
+INITIAL_WIDTH = 0.075
 
 
 class SIREN(nn.Module):
@@ -67,7 +71,7 @@ class Gabor(nn.Module):
         dims: int,
         hidden: int,
         order: int,
-        omega_0: float,
+        omega_0: float | Sequence[float],
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -82,12 +86,13 @@ class Gabor(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """μ uniform in [-1, 1], γ ~ Gamma(6/order, 1), W uniform in ±2πω0γ, b uniform in ±π."""
+        """μ uniform in [-1, 1], γ ~ Gamma(6/order, 1), W uniform in ±2πω0γ (ω0 one, or one a dimension), b in ±π."""
+        omega_0 = torch.as_tensor(self.omega_0, device=self.gamma.device, dtype=self.gamma.dtype)
         with torch.no_grad():
             self.mu.uniform_(-1, 1)
             concentration = torch.full(self.gamma.shape, 6.0 / self.order, device='cpu')
             self.gamma.copy_(torch.distributions.Gamma(concentration, 1.0).sample())
-            self.weight.uniform_(-1, 1).mul_(2 * math.pi * self.omega_0 * self.gamma)
+            self.weight.uniform_(-1, 1).mul_(2 * math.pi * omega_0 * self.gamma)
             self.bias.uniform_(-math.pi, math.pi)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,7 +105,8 @@ class MAGNet(nn.Module):
 
     Args:
         dims, hidden, outputs: as SIREN.
-        omega_0: filter i starts with up to ω0·γ_i cycles per unit of a coordinate, where E γ_i = 6/i.
+        omega_0: filter i starts with up to ω0·γ_i cycles per unit of a coordinate, where E γ_i = 6/i; one value, or one
+            for each dimension.
     """
 
     def __init__(
@@ -108,7 +114,7 @@ class MAGNet(nn.Module):
         dims: int,
         hidden: int,
         outputs: int,
-        omega_0: float,
+        omega_0: float | Sequence[float],
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -178,10 +184,7 @@ class CKConvKernel(Kernel):
     ) -> None:
         super().__init__(d_model, channels)
         check_axis('ckconv', length, 2)
-        if network not in NETWORKS:
-            raise ValueError(f"unknown network '{network}' for kernel 'ckconv': expected one of {', '.join(NETWORKS)}")
-        if hidden < 1:
-            raise ValueError(f'hidden must be at least 1, got {hidden}')
+        check_network(network, hidden)
         place = {'device': device, 'dtype': dtype}
         self.length = float(length)
         build = SIREN if network == 'siren' else MAGNet
@@ -200,7 +203,7 @@ class CKConvKernel(Kernel):
         self.network.reset_parameters()
         with torch.no_grad():
             if self.log_width is not None:
-                self.log_width.fill_(math.log(max(0.075, 2 / self.length)))
+                self.log_width.fill_(math.log(max(INITIAL_WIDTH, 2 / self.length)))
             self.norm.fill_(1.0)
             self.norm.copy_(self.forward(math.ceil(self.length)).square().sum(-1).mean().sqrt())
 
@@ -218,6 +221,13 @@ class CKConvKernel(Kernel):
         if self.log_width is not None:
             taps = taps * torch.exp(-0.5 * ((x + 1) / wide(self.log_width).exp()).square())
         return taps.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def check_network(network: str, hidden: int) -> None:
+    if network not in NETWORKS:
+        raise ValueError(f"unknown network '{network}' for kernel 'ckconv': expected one of {', '.join(NETWORKS)}")
+    if hidden < 1:
+        raise ValueError(f'hidden must be at least 1, got {hidden}')
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

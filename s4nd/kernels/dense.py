@@ -6,7 +6,7 @@ Shape legend: see base.py; here the state is real, S' is 1 or H: the number of d
 import torch
 from torch import Tensor
 
-from s4nd.kernels.base import SSMKernel, check_length_and_step, eager
+from s4nd.kernels.base import SSMKernel, check_length_and_step, eager, wide
 from s4nd.ops.krylov import krylov, plain_krylov
 
 
@@ -20,10 +20,7 @@ class DenseKernel(SSMKernel):
         check_length_and_step(length, step)
         A, B = self._discretize(step)
         C = self._readout().reshape(-1, A.shape[0], self.d_state)  # (c·H/S', S', N): feature h uses system h % S'
-        if torch.jit.is_scripting() or not eager(self.C):
-            taps = plain_krylov(A, B, C, length)
-        else:
-            taps = krylov(A, B, C, length)
+        taps = krylov_taps(A, B, C, length)
         dtype = torch.promote_types(self.C.dtype, torch.float32)
         return taps.reshape(self.channels, self.d_model, length).to(dtype)
 
@@ -47,6 +44,13 @@ class DenseKernel(SSMKernel):
         x = x + ((change * x[:, :, None]).sum(-1) + B * u.to(x.dtype)[..., None])
         return (C * x[:, None]).sum(-1), x
 
+    def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
+        """See `Kernel.response`; x (H, N)."""
+        A, _ = self._discretize(step)
+        A = A.repeat(self.d_model // A.shape[0], 1, 1)
+        taps = krylov_taps(A, wide(x), self._readout(), length)
+        return taps.to(torch.promote_types(self.C.dtype, torch.float32))
+
     def _discretize(self, step: float) -> tuple[Tensor, Tensor]:
         """Ā (S', N, N) and B̄ (S', N) at `step`, float64."""
         raise NotImplementedError
@@ -54,3 +58,10 @@ class DenseKernel(SSMKernel):
     def _readout(self) -> Tensor:
         """C (c, H, N) as it is applied, float64."""
         raise NotImplementedError
+
+
+def krylov_taps(A: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
+    """C Aˡ B for l = 0 … length - 1, by the path that the device and the compiler can take (ops/krylov.py)."""
+    if torch.jit.is_scripting() or not eager(C):
+        return plain_krylov(A, B, C, length)
+    return krylov(A, B, C, length)

@@ -11,9 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from s4nd import hippo
-from s4nd.kernels.base import SSMKernel, check_length_and_step, eager, expand_ssm, pair_cells, wide
+from s4nd.kernels.base import (
+    SSMKernel,
+    check_length_and_step,
+    eager,
+    expand_ssm,
+    expm1,
+    pair_cells,
+    wide,
+    zero_order_hold,
+)
 from s4nd.ops.exponentials import exponential_sum, plain_exponential_sum
 
+INITS = (*hippo.DIAGONAL_INITS, 'random')
 DISCRETIZATIONS = ('zoh', 'bilinear')
 
 
@@ -24,7 +34,8 @@ class S4DKernel(SSMKernel):
         d_model: H, number of features.
         channels: kernels a feature.
         d_state: N, size of the real state; N/2 complex modes are stored (init 'real': N real modes).
-        init: 'lin', 'inv', 'legs' or 'real' (hippo.diagonal).
+        init: 'lin', 'inv', 'legs' or 'real' (hippo.diagonal), or 'random': A drawn from -|N(0, 1)| - i·N(0, 1) and
+            B = 1, which knows nothing of memory and is there to compare with.
         dt_min, dt_max: range of the log-uniform initial timescale, in units of time a sample of the training grid.
         n_ssm: S, number of distinct (A, B), a divisor of H; None is 1.
         bandlimit: α; modes at or above α/2 cycles a sample of the training grid are masked. None: off.
@@ -53,10 +64,8 @@ class S4DKernel(SSMKernel):
     ) -> None:
         n_ssm = 1 if n_ssm is None else n_ssm
         super().__init__(d_model, channels, d_state, n_ssm, dt_min, dt_max, bandlimit, device, dtype)
-        if init not in hippo.DIAGONAL_INITS:
-            raise ValueError(
-                f"unknown init '{init}' for kernel 's4d': expected one of {', '.join(hippo.DIAGONAL_INITS)}"
-            )
+        if init not in INITS:
+            raise ValueError(f"unknown init '{init}' for kernel 's4d': expected one of {', '.join(INITS)}")
         if discretization not in DISCRETIZATIONS:
             raise ValueError(f"unknown discretization '{discretization}': expected one of {', '.join(DISCRETIZATIONS)}")
         self.init, self.discretization = init, discretization
@@ -75,14 +84,19 @@ class S4DKernel(SSMKernel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise: A and B from hippo.diagonal, C complex normal with unit variance, dt log-uniform."""
+        """Initialise: A and B by `init`, C complex normal with unit variance, dt log-uniform."""
         modes = self.log_A_real.shape[-1]
-        A, B = hippo.diagonal(self.init, modes)
         with torch.no_grad():
-            self.log_A_real.copy_((-A.real).log())
-            if self.A_imag is not None:
-                self.A_imag.copy_(-A.imag)
-            self.B.copy_(B.real if self.is_real else torch.view_as_real(B))
+            if self.init == 'random':
+                self.log_A_real.normal_().abs_().log_()
+                self.A_imag.normal_()
+                self.B.copy_(torch.tensor([1.0, 0.0]))
+            else:
+                A, B = hippo.diagonal(self.init, modes)
+                self.log_A_real.copy_((-A.real).log())
+                if self.A_imag is not None:
+                    self.A_imag.copy_(-A.imag)
+                self.B.copy_(B.real if self.is_real else torch.view_as_real(B))
             self.C.normal_(std=1.0 if self.is_real else 0.5**0.5)
         self.reset_time()
 
@@ -160,6 +174,23 @@ class S4DKernel(SSMKernel):
         y = 2 * (c_re * x_re[:, None] - c_im * x_im[:, None]).sum(-1)
         return y, torch.stack([x_re, x_im], -1)
 
+    def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
+        """See `Kernel.response`; x (H, n, 2)."""
+        a_re, a_im, _, _ = self._discretize(step)
+        c_re, c_im = self._readout()
+        x = wide(x)
+        w_re, w_im = c_re * x[..., 0] - c_im * x[..., 1], c_re * x[..., 1] + c_im * x[..., 0]
+        taps = sum_modes(w_re, w_im, a_re, a_im, length)
+        return taps.to(torch.promote_types(self.C.dtype, torch.float32))
+
+    @staticmethod
+    def power(x: Tensor, degree: int) -> Tensor:
+        """See `Kernel.power`; entries are complex modes (…, 2)."""
+        re, im = x[..., 0], x[..., 1]
+        for _ in range(degree - 1):
+            re, im = re * x[..., 0] - im * x[..., 1], re * x[..., 1] + im * x[..., 0]
+        return torch.stack([re, im], -1)
+
     def _discretize(self, step: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Ā and B̄, each (H, n) as real and imaginary part, in float64."""
         dt = wide(self.log_dt).exp() * step
@@ -170,17 +201,11 @@ class S4DKernel(SSMKernel):
         else:
             im = expand_ssm(-wide(self.A_imag), self.d_model)
             B_re, B_im = expand_ssm(wide(self.B)[..., 0], self.d_model), expand_ssm(wide(self.B)[..., 1], self.d_model)
-        x, y = re * dt, im * dt
         if self.discretization == 'zoh':
-            size = torch.exp(x)
-            a_re, a_im = size * torch.cos(y), size * torch.sin(y)
-            # (e^z - 1)/A without cancellation at small z.
-            e_re = torch.expm1(x) * torch.cos(y) - 2 * torch.sin(y / 2) ** 2
-            norm = re * re + im * im
-            g_re, g_im = (e_re * re + a_im * im) / norm, (a_im * re - e_re * im) / norm
+            a_re, a_im, g_re, g_im = zero_order_hold(re, im, dt)
         else:
             # Ā = 2/(1 - z/2) - 1 and B̄ = dt/(1 - z/2) B.
-            d_re, d_im = 1 - x / 2, -y / 2
+            d_re, d_im = 1 - re * dt / 2, -im * dt / 2
             norm = d_re * d_re + d_im * d_im
             g_re, g_im = d_re / norm, -d_im / norm
             a_re, a_im = 2 * g_re - 1, 2 * g_im
@@ -196,15 +221,19 @@ class S4DKernel(SSMKernel):
         return wide(self.C)[..., 0] * keep, wide(self.C)[..., 1] * keep
 
 
+def sum_modes(w_re: Tensor, w_im: Tensor, a_re: Tensor, a_im: Tensor, length: int) -> Tensor:
+    """2 Re Σ_n w_n a_nˡ for l = 0 … length - 1: w (c, H, n), a (H, n) -> (c, H, length)."""
+    if torch.jit.is_scripting() or not eager(a_re):
+        return plain_exponential_sum(w_re, w_im, a_re, a_im, length)
+    return exponential_sum(torch.complex(w_re, w_im), torch.complex(a_re, a_im), length)
+
+
 class _Expm1(torch.autograd.Function):
-    """e^z - 1 for complex z, without cancellation at small z."""
+    """`expm1` of a complex z."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        x, y = z.real, z.imag
-        cos = torch.cos(y)
-        small = torch.expm1(x)
-        result = torch.complex(small * cos - 2 * torch.sin(y / 2) ** 2, (1 + small) * torch.sin(y))
+        result = torch.complex(*expm1(z.real, z.imag))
         ctx.save_for_backward(result)
         return result
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from s4nd import hippo
 from s4nd.kernels.base import SSMKernel, check_length_and_step, eager, expand_ssm, wide
-from s4nd.ops.krylov import krylov, plain_krylov
+from s4nd.kernels.dense import krylov_taps
+from s4nd.kernels.diagonal import S4DKernel
 
 # Up to this length, on a CPU, taps are computed by running the O(N) recurrence: squaring N × N matrices costs more.
 _STEPWISE_UP_TO = 128
@@ -99,13 +100,12 @@ class S4Kernel(SSMKernel):
         """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
         check_length_and_step(length, step)
         dtype = torch.promote_types(self.C.dtype, torch.float32)
-        if torch.jit.is_scripting() or not eager(self.C):
-            A, B = self._discretize(step)
-            return plain_krylov(A, B[..., 0], self._readout(), length).to(dtype)
-        if length <= _STEPWISE_UP_TO and self.C.device.type == 'cpu':
-            return self._impulse_response(length, step).to(dtype)
+        # TorchScript needs the outer condition to stand alone.
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if eager(self.C) and length <= _STEPWISE_UP_TO and self.C.device.type == 'cpu':
+                return self._impulse_response(length, step).to(dtype)
         A, B = self._discretize(step)
-        return krylov(A, B[..., 0], self._readout(), length).to(dtype)
+        return krylov_taps(A, B[..., 0], self._readout(), length).to(dtype)
 
     def init_state(self, batch: int) -> dict[str, Tensor]:
         """{'x': (B, H, N)}: the real parts of the n modes, then the imaginary parts."""
@@ -130,6 +130,17 @@ class S4Kernel(SSMKernel):
         low_rank = (G * (z[..., None] * Q).sum(-2, keepdim=True)).sum(-1)
         x = diagonal - low_rank - x
         return (C * x[:, None]).sum(-1), x
+
+    def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
+        """See `Kernel.response`; x (H, N)."""
+        taps = krylov_taps(self._discretize(step)[0], wide(x), self._readout(), length)
+        return taps.to(torch.promote_types(self.C.dtype, torch.float32))
+
+    @staticmethod
+    def power(x: Tensor, degree: int) -> Tensor:
+        """See `Kernel.power`; entries are the complex modes whose parts make the halves of the last axis."""
+        modes = torch.stack(x.chunk(2, -1), -1)
+        return torch.cat(S4DKernel.power(modes, degree).unbind(-1), -1)
 
     def _impulse_response(self, length: int, step: float) -> Tensor:
         """The taps as what the recurrence answers to 1, 0, 0, …"""

@@ -17,12 +17,66 @@ import torch
 from torch import Tensor, nn
 
 from s4nd import hippo
-from s4nd.kernels.base import Kernel, SSMKernel, check_axis, check_length_and_step, eager, expand_ssm, wide
-from s4nd.kernels.diagonal import S4DKernel
-from s4nd.ops.exponentials import exponential_sum, plain_exponential_sum
+from s4nd.kernels.base import (
+    Kernel,
+    SSMKernel,
+    check_axis,
+    check_length_and_step,
+    expand_ssm,
+    expm1,
+    wide,
+    zero_order_hold,
+)
+from s4nd.kernels.diagonal import S4DKernel, sum_modes
 
 
-class DSSExpKernel(SSMKernel):
+class _DSSKernel(SSMKernel):
+    """What both forms have: dt, Λ and C, and the published initialisation. Re Λ is the subclass's parameter."""
+
+    def __init__(
+        self,
+        real_part: str,
+        d_model: int,
+        channels: int,
+        d_state: int,
+        dt_min: float,
+        dt_max: float,
+        n_ssm: int | None,
+        bandlimit: float | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        n_ssm = 1 if n_ssm is None else n_ssm
+        super().__init__(d_model, channels, d_state, n_ssm, dt_min, dt_max, bandlimit, device, dtype)
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.log_dt = parameter(d_model, 1)
+        self.register_parameter(real_part, parameter(n_ssm, d_state // 2))
+        self.A_imag = parameter(n_ssm, d_state // 2)
+        self.C = parameter(channels, d_model, d_state // 2, 2)
+
+    def reset_parameters(self) -> None:
+        """Initialise as published: Λ the skew part of HiPPO, real and imaginary part of C from N(0, 1)."""
+        w = hippo.nplr('legs', self.d_state)[0]
+        with torch.no_grad():
+            self._set_real_part(w.real)
+            self.A_imag.copy_(-w.imag)
+            self.C.normal_()
+        self.reset_time()
+
+    def _set_real_part(self, real: Tensor) -> None:
+        raise NotImplementedError
+
+    def _readout(self) -> tuple[Tensor, Tensor]:
+        """C/2 (c, H, n) as real and imaginary part, modes beyond the bandlimit set to zero."""
+        # The half undoes the factor 2 that S4D takes for the conjugate modes.
+        keep = 0.5 * self.below_bandlimit(self.A_imag)
+        return wide(self.C)[..., 0] * keep, wide(self.C)[..., 1] * keep
+
+
+class DSSExpKernel(_DSSKernel):
     """DSS-exp: Re Λ = -exp(log_A_real).
 
     Args:
@@ -50,26 +104,11 @@ class DSSExpKernel(SSMKernel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        n_ssm = 1 if n_ssm is None else n_ssm
-        super().__init__(d_model, channels, d_state, n_ssm, dt_min, dt_max, bandlimit, device, dtype)
-
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-
-        self.log_dt = parameter(d_model, 1)
-        self.log_A_real = parameter(n_ssm, d_state // 2)
-        self.A_imag = parameter(n_ssm, d_state // 2)
-        self.C = parameter(channels, d_model, d_state // 2, 2)
+        super().__init__('log_A_real', d_model, channels, d_state, dt_min, dt_max, n_ssm, bandlimit, device, dtype)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Initialise as published: Λ the skew part of HiPPO, real and imaginary part of C from N(0, 1)."""
-        w = hippo.nplr('legs', self.d_state)[0]
-        with torch.no_grad():
-            self.log_A_real.copy_((-w.real).log())
-            self.A_imag.copy_(-w.imag)
-            self.C.normal_()
-        self.reset_time()
+    def _set_real_part(self, real: Tensor) -> None:
+        self.log_A_real.copy_((-real).log())
 
     def forward(self, length: int, step: float = 1.0) -> Tensor:
         """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
@@ -96,23 +135,19 @@ class DSSExpKernel(SSMKernel):
         """x_k = Ā x_{k-1} + B̄ u_k, y_k = Re(C x_k): u (B, H), x (B, H, n, 2) -> y (B, c, H), new x."""
         return S4DKernel.advance(u, x, system)
 
+    # The state is that of S4D, and so is what follows from it.
+    response = S4DKernel.response
+    power = staticmethod(S4DKernel.power)
+
     def _discretize(self, step: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Ā = e^{Λ dt} and B̄ = Λ⁻¹ (Ā - 1), each (H, n) as real and imaginary part, float64."""
         dt = wide(self.log_dt).exp() * step
         re = expand_ssm(-wide(self.log_A_real).exp(), self.d_model)
         im = expand_ssm(-wide(self.A_imag), self.d_model)
-        e_re, e_im = expm1(re * dt, im * dt)
-        norm = re * re + im * im
-        return e_re + 1, e_im, (e_re * re + e_im * im) / norm, (e_im * re - e_re * im) / norm
-
-    def _readout(self) -> tuple[Tensor, Tensor]:
-        """C/2 (c, H, n) as real and imaginary part, modes beyond the bandlimit set to zero."""
-        # The half undoes the factor 2 that S4D takes for the conjugate modes.
-        keep = 0.5 * self.below_bandlimit(self.A_imag)
-        return wide(self.C)[..., 0] * keep, wide(self.C)[..., 1] * keep
+        return zero_order_hold(re, im, dt)
 
 
-class DSSSoftmaxKernel(SSMKernel):
+class DSSSoftmaxKernel(_DSSKernel):
     """DSS-softmax: Re Λ is free, and modes that grow are counted from the end of the window.
 
     It has no recurrence: a growing mode is bounded in the window only, so a state would overflow beyond it.
@@ -144,29 +179,14 @@ class DSSSoftmaxKernel(SSMKernel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        n_ssm = 1 if n_ssm is None else n_ssm
-        super().__init__(d_model, channels, d_state, n_ssm, dt_min, dt_max, bandlimit, device, dtype)
+        super().__init__('A_real', d_model, channels, d_state, dt_min, dt_max, n_ssm, bandlimit, device, dtype)
         check_axis('dss-softmax', length, 1)
         self.length = float(length)
         self.epsilon = 1e-7
-
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-
-        self.log_dt = parameter(d_model, 1)
-        self.A_real = parameter(n_ssm, d_state // 2)
-        self.A_imag = parameter(n_ssm, d_state // 2)
-        self.C = parameter(channels, d_model, d_state // 2, 2)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Initialise as DSSExpKernel."""
-        w = hippo.nplr('legs', self.d_state)[0]
-        with torch.no_grad():
-            self.A_real.copy_(w.real)
-            self.A_imag.copy_(-w.imag)
-            self.C.normal_()
-        self.reset_time()
+    def _set_real_part(self, real: Tensor) -> None:
+        self.A_real.copy_(real)
 
     def rescale_time(self, factor: float) -> None:
         """As SSMKernel; the length is in samples of the training grid too."""
@@ -174,8 +194,14 @@ class DSSSoftmaxKernel(SSMKernel):
         self.length /= factor
 
     def forward(self, length: int, step: float = 1.0) -> Tensor:
-        """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
+        """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0, and
+        for a step beyond the axis."""
         check_length_and_step(length, step)
+        if step > self.length:
+            raise ValueError(
+                f"kernel 'dss-softmax' is normalised over an axis of {self.length} samples, which has no two that are "
+                f'{step} apart'
+            )
         window = max(1, math.ceil(self.length / step - 1e-6))
         count = min(length, window)
         dt = wide(self.log_dt).exp()  # (H, 1)
@@ -188,8 +214,7 @@ class DSSSoftmaxKernel(SSMKernel):
         x_re, x_im = re * f_re - im * f_im, re * f_im + im * f_re
         norm = x_re * x_re + x_im * x_im + self.epsilon
         g_re, g_im = (e_re * x_re + e_im * x_im) / norm, (e_im * x_re - e_re * x_im) / norm
-        keep = 0.5 * self.below_bandlimit(self.A_imag)  # the half undoes S4D's factor 2
-        c_re, c_im = wide(self.C)[..., 0] * keep, wide(self.C)[..., 1] * keep
+        c_re, c_im = self._readout()
         w_re, w_im = c_re * g_re - c_im * g_im, c_re * g_im + c_im * g_re  # (c, H, n)
         # The last tap computed is this long before the last one of the window.
         rest = (self.length - count * step) * dt
@@ -201,15 +226,3 @@ class DSSSoftmaxKernel(SSMKernel):
         taps = taps[: self.channels] + taps[self.channels :].flip(-1)
         taps = torch.nn.functional.pad(taps, (0, length - count))
         return taps.to(torch.promote_types(self.C.dtype, torch.float32))
-
-
-def expm1(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """e^{x + iy} - 1 without cancellation, as real and imaginary part."""
-    return torch.expm1(x) * torch.cos(y) - 2 * torch.sin(y / 2) ** 2, torch.exp(x) * torch.sin(y)
-
-
-def sum_modes(w_re: Tensor, w_im: Tensor, a_re: Tensor, a_im: Tensor, length: int) -> Tensor:
-    """2 Re Σ_n w_n a_nˡ for l = 0 … length - 1: w (c, H, n), a (H, n) -> (c, H, length)."""
-    if torch.jit.is_scripting() or not eager(a_re):
-        return plain_exponential_sum(w_re, w_im, a_re, a_im, length)
-    return exponential_sum(torch.complex(w_re, w_im), torch.complex(a_re, a_im), length)

@@ -75,11 +75,15 @@ class EMAKernel(Kernel):
         """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
         check_length_and_step(length, step)
         log_q, weight = self._discretize(step)
+        return self._decays(self._readout() * weight, log_q, length)
+
+    def _decays(self, weight: Tensor, log_q: Tensor, length: int) -> Tensor:
+        """Σ_n w_n q_nˡ for l = 0 … length - 1: w (c, H, N), log q (H, N) -> (c, H, length)."""
         rows, columns = block_split(length)
         lags = torch.arange(max(rows, columns), device=log_q.device, dtype=log_q.dtype)
         right = torch.exp(log_q[..., None] * lags[:columns])  # (H, N, columns)
         left = torch.exp(log_q[:, None] * (columns * lags[:rows, None]))  # (H, rows, N)
-        left = (self._readout() * weight)[:, :, None] * left  # (c, H, rows, N)
+        left = weight[:, :, None] * left  # (c, H, rows, N)
         taps = torch.bmm(left.transpose(0, 1).flatten(1, 2), right)  # (H, c·rows, columns)
         taps = taps.reshape(self.d_model, self.channels, rows * columns)[..., :length].transpose(0, 1)
         return taps.to(torch.promote_types(self.gamma.dtype, torch.float32))
@@ -101,6 +105,10 @@ class EMAKernel(Kernel):
         decay, weight, readout = system
         x = decay * x + weight * u.to(x.dtype)[..., None]
         return (readout * x[:, None]).sum(-1), x
+
+    def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
+        """See `Kernel.response`; x (H, N)."""
+        return self._decays(self._readout() * wide(x), self._discretize(step)[0], length)
 
     def step(self, u: Tensor, state: dict[str, Tensor], step: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         y, x = self.advance(u, state['x'], self.system(step))

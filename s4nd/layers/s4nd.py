@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from s4nd.kernels import make_kernel
 from s4nd.layers.memo import Memo
-from s4nd.ops import METHODS, joint_matrix, lag_taps, separable_conv, toeplitz, use_toeplitz
+from s4nd.ops import METHODS, joint_matrix, lag_taps, separable_conv, toeplitz, toeplitz_replicate, use_toeplitz
 from s4nd.resolution import axis_step, check_grid, warn_if_aliased
 
 # In evaluation, up to as many points, one matrix stands for all axes.
@@ -29,12 +29,13 @@ class S4ND(nn.Module):
         d_model: H, number of input features.
         grid: size of each axis at training; None: the step is always 1.
         spatial_dims: number of axes, where `grid` is None.
-        kernel: a key of s4nd.kernels.KERNELS.
+        kernel, init, dt_min, dt_max, n_ssm, bandlimit, bidirectional, l_max, padding: one value, or a tuple with one
+            for each axis. kernel is a key of s4nd.kernels.KERNELS. init None is the kernel's own. n_ssm: distinct
+            (A, B) of a kernel, a divisor of H; None is the kernel's least. bandlimit α masks modes at or above α/2
+            cycles a sample of the training grid. bidirectional False is causal. l_max: longest lag + 1, in samples of
+            the training grid; None: all. padding: what the signal is beyond its ends, 'zeros', or 'replicate' for what
+            it is at them (a constant then stays one; the axis is convolved by matrices at every length).
         d_state: N of every axis kernel.
-        init, dt_min, dt_max, bandlimit, bidirectional, l_max: one value, or a tuple with one for each axis.
-            init None is the kernel's own. bandlimit α masks modes at or above α/2 cycles a sample of the training grid.
-            bidirectional False is causal. l_max: longest lag + 1, in samples of the training grid; None: all.
-        n_ssm: distinct (A, B) of a kernel, a divisor of H; None is the kernel's least.
         tensor_rank: R, outer products that are averaged.
         channels: c, kernels a feature; features out are c·H, channel-major.
         out_channels: O, mixes all features: a kernel for every pair (o, h), summed over h. Then there is no D.
@@ -45,7 +46,7 @@ class S4ND(nn.Module):
             grid, so that a finer grid sees no more of the kernel than training did.
         skip: whether D exists.
         method: 'auto', 'toeplitz' or 'fft' (ops.separable_conv).
-        kernel_options: further keywords of the kernel's class.
+        kernel_options: further keywords of the kernel's class, or a tuple with those of each axis.
 
     Input (B, H, L1, …, Ld), output (B, c·H or O, L1, …, Ld), of the same dtype.
 
@@ -56,7 +57,9 @@ class S4ND(nn.Module):
 
     __jit_unused_properties__ = ['grid', 'window']
     bidirectional: list[bool]
+    padding: list[str]
     _grid: list[int]
+    _fixed_step: list[float]
     _l_max: list[float]
     _window: list[float]
 
@@ -66,12 +69,12 @@ class S4ND(nn.Module):
         grid: tuple[int, ...] | None = None,
         *,
         spatial_dims: int | None = None,
-        kernel: str = 's4d',
+        kernel: str | tuple[str, ...] = 's4d',
         d_state: int = 64,
         init: str | tuple[str, ...] | None = None,
         dt_min: float | tuple[float, ...] = 0.1,
         dt_max: float | tuple[float, ...] = 1.0,
-        n_ssm: int | None = None,
+        n_ssm: int | tuple[int | None, ...] | None = None,
         bandlimit: float | tuple[float | None, ...] | None = None,
         tensor_rank: int = 1,
         bidirectional: bool | tuple[bool, ...] = True,
@@ -80,9 +83,10 @@ class S4ND(nn.Module):
         l_max: float | tuple[float | None, ...] | None = None,
         centred: bool = True,
         window: float | tuple[float, ...] = 0.0,
+        padding: str | tuple[str, ...] = 'zeros',
         skip: bool = True,
         method: str = 'auto',
-        kernel_options: dict | None = None,
+        kernel_options: dict | tuple[dict | None, ...] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -101,7 +105,11 @@ class S4ND(nn.Module):
         self.channels, self.out_channels = channels, 0 if out_channels is None else out_channels
         self.centred, self.method = centred, method
         self.bidirectional = _per_axis(bidirectional, self.spatial_dims, 'bidirectional')
+        self.padding = _per_axis(padding, self.spatial_dims, 'padding')
+        if not set(self.padding) <= {'zeros', 'replicate'}:
+            raise ValueError(f"padding must be 'zeros' or 'replicate', got {padding!r}")
         self._grid = [] if grid is None else list(grid)
+        self._fixed_step = [0.0] * self.spatial_dims  # 0: follows the size
         self._l_max = [math.inf if v is None else float(v) for v in _per_axis(l_max, self.spatial_dims, 'l_max')]
         if min(self._l_max) < 1:
             raise ValueError(f'l_max must be at least 1, got {l_max}')
@@ -110,25 +118,30 @@ class S4ND(nn.Module):
             raise ValueError(f'window must not be negative, and 0 unless the taps are centred, got {window}')
         options = [
             _per_axis(value, self.spatial_dims, name)
-            for name, value in (('init', init), ('dt_min', dt_min), ('dt_max', dt_max), ('bandlimit', bandlimit))
-        ]
+            for name, value in (
+                ('kernel', kernel), ('init', init), ('dt_min', dt_min), ('dt_max', dt_max), ('n_ssm', n_ssm),
+                ('bandlimit', bandlimit), ('kernel_options', kernel_options),
+            )
+        ]  # fmt: skip
         self.kernels = nn.ModuleList(
             make_kernel(
-                kernel,
+                axis_kernel,
                 d_model,
                 channels=(self.out_channels or channels) * tensor_rank * (2 if self.bidirectional[axis] else 1),
                 d_state=d_state,
                 init=axis_init,
                 dt_min=low,
                 dt_max=high,
-                n_ssm=n_ssm,
+                n_ssm=axis_n_ssm,
                 bandlimit=axis_bandlimit,
                 length=min(self._l_max[axis], math.inf if grid is None else grid[axis]),
-                options=kernel_options,
+                options=axis_options,
                 device=device,
                 dtype=dtype,
             )
-            for axis, (axis_init, low, high, axis_bandlimit) in enumerate(zip(*options, strict=True))
+            for axis, (axis_kernel, axis_init, low, high, axis_n_ssm, axis_bandlimit, axis_options) in enumerate(
+                zip(*options, strict=True)
+            )
         )
         has_skip = skip and out_channels is None
         self.register_parameter(
@@ -170,7 +183,22 @@ class S4ND(nn.Module):
                 kernel.rescale_time(self._grid[axis] / grid[axis])
                 self._l_max[axis] *= grid[axis] / self._grid[axis]
                 self._window[axis] *= grid[axis] / self._grid[axis]
+                self._fixed_step[axis] *= grid[axis] / self._grid[axis]
         self._grid = list(grid)
+
+    def set_step(self, axis: int, step: float | None) -> None:
+        """Fix the step of one axis, in samples of the training grid; None, the default: grid / size.
+
+        It says how the input at hand is sampled and is no part of the weights.
+
+        Raises:
+            ValueError: no such axis, or a step that is not positive and finite.
+        """
+        if not 0 <= axis < self.spatial_dims:
+            raise ValueError(f'expected an axis from 0 to {self.spatial_dims - 1}, got {axis}')
+        if step is not None and not 0 < step < math.inf:
+            raise ValueError(f'the step must be positive and finite, or None, got {step}')
+        self._fixed_step[axis] = 0.0 if step is None else float(step)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.d_model:
@@ -179,7 +207,7 @@ class S4ND(nn.Module):
             raise ValueError(f'the input is empty: shape {list(x.shape)}')
         size = list(x.shape[2:])
         if torch.jit.is_scripting():
-            taps, centres = self.axis_taps(size)
+            taps, centres = self.axis_operators(size)
         else:
             taps, centres = self._remembered_operators(size)
         if self.out_channels > 0:
@@ -192,8 +220,12 @@ class S4ND(nn.Module):
         taps: list[Tensor] = []
         centres: list[int] = []
         for axis, kernel in enumerate(self.kernels):
-            step = axis_step(self._grid, axis, size[axis])
+            step = self.axis_step(axis, size[axis])
             lags = size[axis]
+            if self.padding[axis] == 'replicate':
+                # What lies beyond the ends counts too. As far as twice the training grid, whatever of it is here, so
+                # that the sum of the taps does not follow the size.
+                lags = 1 + max(lags, math.ceil(2 * self._grid[axis] / step) if len(self._grid) > 0 else 2 * lags)
             if self._l_max[axis] / step < lags:
                 lags = max(1, int(round(self._l_max[axis] / step)))  # noqa: RUF046 (TorchScript's round gives a float)
             bidirectional = self.bidirectional[axis]
@@ -222,26 +254,40 @@ class S4ND(nn.Module):
             centres.append(centre)
         return taps, centres
 
+    def axis_step(self, axis: int, size: int) -> float:
+        """Step of an axis that holds `size` samples."""
+        fixed = self._fixed_step[axis]
+        return fixed if fixed > 0.0 else axis_step(self._grid, axis, size)
+
+    def axis_operators(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
+        """What `separable_conv` takes: the taps of `axis_taps`, or matrices (R, M·H, L, L) of axes that replicate."""
+        taps, centres = self.axis_taps(size)
+        for axis, length in enumerate(size):
+            if self.padding[axis] == 'replicate':
+                taps[axis] = toeplitz_replicate(taps[axis], centres[axis], length)
+        return taps, centres
+
     @torch.jit.unused
     def _remembered_operators(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
-        """The taps of `axis_taps`, and in evaluation, from memory, the matrices where the convolution uses them."""
+        """What `axis_operators` gives, and in evaluation, from memory, the matrices where the convolution uses them."""
         if self.training or torch.compiler.is_compiling():
-            return self.axis_taps(size)
+            return self.axis_operators(size)
         tensors = [*self.kernels.parameters(), *self.kernels.buffers()]
-        key = (tuple(size), self.grid, tuple(self._l_max), self.window, self.method)
+        key = (tuple(size), self.grid, tuple(self._fixed_step), tuple(self._l_max), self.window, self.method)
         return self._memo.get(key, tensors, lambda: self._operators(size))
 
     @torch.jit.unused
     def _operators(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
-        for axis, (kernel, grid) in enumerate(zip(self.kernels, self._grid, strict=False)):
-            if size[axis] < grid and hasattr(kernel, 'bandlimit') and not kernel.bandlimit.is_meta:
-                warn_if_aliased(axis, float(kernel.bandlimit), grid / size[axis])
-        taps, centres = self.axis_taps(size)
+        for axis, kernel in enumerate(self.kernels):
+            step = self.axis_step(axis, size[axis])
+            if step > 1 and hasattr(kernel, 'bandlimit') and not kernel.bandlimit.is_meta:
+                warn_if_aliased(axis, float(kernel.bandlimit), step)
+        taps, centres = self.axis_operators(size)
         if torch.is_grad_enabled():
             return taps, centres
-        short = [use_toeplitz(size, axis, self.method) for axis in range(len(size))]
+        short = [taps[axis].dim() == 4 or use_toeplitz(size, axis, self.method) for axis in range(len(size))]
         for axis, length in enumerate(size):
-            if short[axis]:
+            if short[axis] and taps[axis].dim() == 3:
                 taps[axis] = toeplitz(taps[axis], centres[axis], length)
         if all(short) and math.prod(size) <= _JOINT_UP_TO:
             return [joint_matrix(taps)], [0]

@@ -113,6 +113,21 @@ def toeplitz(taps: Tensor, centre: int, length: int) -> Tensor:
     return padded.unfold(2, length, 1).flip(2)
 
 
+def toeplitz_replicate(taps: Tensor, centre: int, length: int) -> Tensor:
+    """The matrices (R, C, L, L) for a signal that goes on beyond its ends as it is there: every column sums to Σ k.
+
+    Column i of the first row holds Σ_{l >= i} k[l], that of the last row what lies beyond the other end.
+    """
+    pad = torch.nn.functional.pad
+    k = pad(taps, (max(0, length - 1 - centre), max(0, length - (taps.shape[2] - centre))))
+    centre = max(centre, length - 1)
+    before = k.cumsum(-1)
+    after = k.sum(-1, keepdim=True) - before
+    first = pad(after[..., centre : centre + length].unsqueeze(2), (0, 0, 0, length - 1))
+    last = pad((before - k)[..., centre - length + 1 : centre + 1].unsqueeze(2), (0, 0, length - 1, 0))
+    return toeplitz(k, centre, length) + first + last
+
+
 def _separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: str, skip: Tensor | None) -> Tensor:
     dtype = x.dtype
     if dtype == torch.float16 or dtype == torch.bfloat16:

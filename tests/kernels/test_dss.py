@@ -104,6 +104,13 @@ def real_part(kernel: DSSExpKernel | DSSSoftmaxKernel) -> Tensor:
     return kernel.A_real if isinstance(kernel, DSSSoftmaxKernel) else -kernel.log_A_real.exp()
 
 
+def test_softmax_refuses_a_step_beyond_its_axis() -> None:
+    kernel = make_kernel('dss-softmax', 3, d_state=8, length=16)
+    assert kernel(4, 16.0).isfinite().all()
+    with pytest.raises(ValueError, match=r"'dss-softmax' is normalised over an axis of 16\.0 samples, .* 17\.0 apart"):
+        kernel(4, 17.0)
+
+
 @pytest.mark.parametrize('name', ['dss-exp', 'dss-softmax'])
 def test_published_initialisation(name: str) -> None:
     torch.manual_seed(0)

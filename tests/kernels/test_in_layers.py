@@ -1,4 +1,4 @@
-"""Every kernel where kernels are used: S4ND on one to three axes, other resolutions, timm models, SaShiMi."""
+"""Every kernel where kernels are used: S4ND on one to three axes, other resolutions, SaShiMi (timm: tests/models)."""
 
 import math
 
@@ -11,7 +11,6 @@ from audio.backbone import SaShiMiBackbone
 from s4nd import S4ND
 from s4nd.kernels import KERNELS
 from tests import oracles
-from tests.models.families import SMALL
 
 DOUBLE = torch.float64
 STREAMING = [name for name, kernel in KERNELS.items() if kernel.has_recurrence]
@@ -83,21 +82,6 @@ def test_re_anchoring_changes_nothing(kernel: str) -> None:
             other.load_state_dict(layer.state_dict())
             for x, y in zip(images, before, strict=True):
                 torch.testing.assert_close(other(x), y, atol=1e-10, rtol=0)
-
-
-@pytest.mark.parametrize('kernel', KERNELS)
-@pytest.mark.parametrize('family', ['isotropic', 'vit', 'vit 1d', 'convnext'])
-def test_timm_families(kernel: str, family: str) -> None:
-    """kernel='…' alone: another size runs, every parameter learns."""
-    torch.manual_seed(0)
-    name, options = SMALL[family]
-    options = {**options, 'bandlimit': None, 'd_state': 4}
-    model = timm.create_model(name, **options, kernel=kernel)
-    size = options['img_size']
-    model(torch.randn(2, 3, size, size)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    with torch.no_grad():
-        assert model.eval()(torch.randn(1, 3, size + 8, size + 16)).isfinite().all()
 
 
 @pytest.mark.parametrize('kernel', STREAMING)

@@ -327,6 +327,52 @@ class TestRememberedTaps:
         assert self.layer.kernels[0].C.grad is not None
 
 
+def test_axes_with_kernels_of_their_own() -> None:
+    layer = S4ND(
+        4, (6, 5), kernel=('s4', 's4d'), init=('hippo', 'lin'), n_ssm=(4, 2), d_state=8,
+        kernel_options=({'rank': 2}, {'discretization': 'bilinear'}), dtype=DOUBLE,
+    )  # fmt: skip
+    first, second = layer.kernels
+    assert (type(first).__name__, first.n_ssm, first.rank) == ('S4Kernel', 4, 2)
+    assert (type(second).__name__, second.n_ssm, second.discretization) == ('S4DKernel', 2, 'bilinear')
+    x = torch.randn(2, 4, 6, 5, dtype=DOUBLE)
+    taps, centres = layer.axis_taps([6, 5])
+    true = oracles.direct_conv(x, oracles.full_kernel(taps), centres) + layer.D.reshape(4, 1, 1) * x
+    torch.testing.assert_close(layer(x), true, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize('length', [1, 4, 9])
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_replicate_goes_on_as_it_is(length: int, bidirectional: bool) -> None:
+    """Zero padding of a signal that was held for longer than any kernel reaches; a constant gives Σ k everywhere."""
+    layer = S4ND(3, (4,), d_state=4, padding='replicate', bidirectional=bidirectional, skip=False, dtype=DOUBLE)
+    x = torch.randn(2, 3, length, dtype=DOUBLE)
+    (taps,), (centre,) = layer.axis_taps([length])
+    reach = taps.shape[-1]
+    held = x[..., torch.arange(-reach, length + reach).clamp(0, length - 1)]
+    true = oracles.direct_conv(held, taps[0], [centre])[..., reach : reach + length]
+    torch.testing.assert_close(layer(x), true, atol=1e-11, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), true, atol=1e-11, rtol=0)
+        constant = layer(torch.ones_like(x))
+    torch.testing.assert_close(constant, taps[0].sum(-1)[:, None].expand(2, 3, length), atol=1e-11, rtol=0)
+
+
+def test_a_fixed_step_takes_the_place_of_grid_over_size() -> None:
+    layer = S4ND(3, (4, 6), d_state=4, bandlimit=1.0, dtype=DOUBLE).eval()
+    x = torch.randn(2, 3, 8, 6, dtype=DOUBLE)
+    longer = S4ND(3, (8, 6), d_state=4, bandlimit=1.0, dtype=DOUBLE)
+    longer.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        finer = layer(x)
+        layer.set_step(0, 1.0)
+        torch.testing.assert_close(layer(x), longer(x), atol=1e-12, rtol=0)
+        layer.set_grid((2, 6))
+        torch.testing.assert_close(layer(x), longer(x), atol=1e-12, rtol=0)
+        layer.set_step(0, None)
+        torch.testing.assert_close(layer(x), finer, atol=1e-12, rtol=0)
+
+
 def test_memo_ignores_inference_tensors() -> None:
     with torch.inference_mode():
         weight = torch.ones(1)
@@ -353,6 +399,9 @@ def test_memo_ignores_inference_tensors() -> None:
     (lambda: S4ND(4, (8,), window=1.0, centred=False), 'unless the taps are centred, got 1.0'),
     (lambda: S4ND(4, (8,), out_channels=2, channels=2), 'channels must be 1, got 2'),
     (lambda: S4ND(4, (8,), method='conv'), "unknown method 'conv'"),
+    (lambda: S4ND(4, (8,), padding='reflect'), "padding must be 'zeros' or 'replicate', got 'reflect'"),
+    (lambda: S4ND(4, (8,)).set_step(1, 2.0), 'an axis from 0 to 0, got 1'),
+    (lambda: S4ND(4, (8,)).set_step(0, -2.0), 'step.*-2.0'),
     (lambda: S4ND(4, (8,))(torch.zeros(1, 4, 8, 8)), r'\(batch, 4, 1 sizes\).*\[1, 4, 8, 8\]'),
     (lambda: S4ND(4, (8,))(torch.zeros(1, 3, 8)), r'\(batch, 4, 1 sizes\).*\[1, 3, 8\]'),
     (lambda: S4ND(4, (8,))(torch.zeros(1, 4, 0)), r'empty.*\[1, 4, 0\]'),

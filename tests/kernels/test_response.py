@@ -1,0 +1,55 @@
+"""What a state reads out, and its powers: the contract on which Liquid-S4 builds, for every kernel that has a state."""
+
+import pytest
+import torch
+
+from s4nd.kernels import KERNELS, Kernel, make_kernel
+
+RECURRENT = sorted(name for name, cls in KERNELS.items() if cls.has_recurrence)
+
+
+def build(name: str) -> Kernel:
+    torch.manual_seed(0)
+    return make_kernel(name, 4, channels=2, d_state=6, dt_min=0.1, dt_max=0.5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('name', RECURRENT)
+@pytest.mark.parametrize('length', [1, 2, 31])
+@torch.no_grad()
+def test_response_is_stepping_without_input(name: str, length: int) -> None:
+    kernel = build(name)
+    system, zero = kernel.system(0.5), kernel.init_state(1)['x']
+    _, impulse = kernel.advance(zero.new_ones(1, 4), zero, system)
+    torch.testing.assert_close(kernel.response(impulse[0], length, 0.5), kernel(length, 0.5), atol=1e-12, rtol=1e-10)
+    start = x = torch.randn_like(zero)
+    found = kernel.response(start[0], length, 0.5)
+    assert found.shape == (2, 4, length)
+    for lag in range(1, length):
+        y, x = kernel.advance(zero.new_zeros(1, 4), x, system)
+        torch.testing.assert_close(found[..., lag], y[0], atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize('name', RECURRENT)
+def test_powers_are_of_modes_or_of_real_entries(name: str) -> None:
+    kernel = build(name)
+    x = torch.randn_like(kernel.init_state(3)['x'])
+    if name in ('s4d', 'dss-exp'):
+        true = torch.view_as_real(torch.view_as_complex(x) ** 3)
+    elif name == 's4':
+        modes = torch.complex(x[..., :3], x[..., 3:]) ** 3
+        true = torch.cat([modes.real, modes.imag], -1)
+    else:
+        true = x * x * x
+    torch.testing.assert_close(kernel.power(x, 3), true)
+
+
+def test_gradients_reach_the_state() -> None:
+    kernel = build('s4')
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: kernel.response(x, 5), x)
+
+
+def test_no_state_no_response() -> None:
+    kernel = make_kernel('sgconv', 2, d_state=4, length=8)
+    with pytest.raises(ValueError, match='SGConvKernel has no recurrence'):
+        kernel.response(torch.zeros(2, 4), 3)

@@ -1,0 +1,207 @@
+"""CKConv over all axes: the kernel against the network at one lag at a time, the crop, other resolutions, bad input."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from s4nd.kernels.ckconv import SIREN
+from s4nd.layers import CKConv
+from tests import oracles
+
+DOUBLE = torch.float64
+
+
+def make(grid: tuple[int, ...], network: str = 'magnet', mask: bool = True, **options: object) -> CKConv:
+    torch.manual_seed(0)
+    layer = CKConv(3, grid, network=network, mask=mask, **{'hidden': 5, 'dtype': DOUBLE, **options})
+    with torch.no_grad():
+        layer.bias.normal_()
+        if mask:  # wide enough for some lags, another for each axis
+            layer.kernel.log_width.copy_(torch.linspace(math.log(0.15), math.log(0.3), len(grid)))
+    return layer
+
+
+def oracle(layer: CKConv, x: Tensor) -> Tensor:
+    """The layer by its definition, through a kernel that is not cut."""
+    net = layer.kernel.network
+    if isinstance(net, SIREN):
+        layers = [(part.weight, part.bias) for part in (net.first, net.second, net.out)]
+
+        def network(point: Tensor) -> Tensor:
+            return oracles.siren(point, layers, net.omega_0)
+    else:
+        layers = [(part.weight, part.bias) for part in (net.second, net.third, net.out)]
+        gabors = [(g.gamma, g.mu, g.weight, g.bias) for g in net.filters]
+
+        def network(point: Tensor) -> Tensor:
+            return oracles.magnet(point, gabors, layers)
+
+    size = x.shape[2:]
+    steps = [grid / n for grid, n in zip(layer.grid, size, strict=True)]
+    widths = None if layer.kernel.log_width is None else layer.kernel.log_width.exp()
+    taps = oracles.coordinate_taps(network, layer.grid, widths, size, steps) / layer.kernel.norm
+    y = oracles.direct_conv(x, taps, [n - 1 for n in size])
+    return y + layer.bias.reshape(-1, *[1] * len(size))
+
+
+SIZES = [((9,), (9,)), ((9,), (13,)), ((4,), (1,)), ((5, 8), (5, 8)), ((5, 8), (7, 3)), ((6, 4), (1, 5)),
+         ((3, 4, 5), (3, 4, 5)), ((2, 4, 3), (1, 3, 4))]  # fmt: skip
+
+
+@pytest.mark.parametrize(('network', 'mask'), [('magnet', True), ('magnet', False), ('siren', True), ('siren', False)])
+@pytest.mark.parametrize(('grid', 'size'), SIZES, ids=str)
+def test_matches_the_direct_sum(grid: tuple[int, ...], size: tuple[int, ...], network: str, mask: bool) -> None:
+    """Forward and gradients of signal and parameters; odd sizes, not square, of length one, other than the grid."""
+    layer = make(grid, network, mask)
+    x = torch.randn(2, 3, *size, dtype=DOUBLE, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    weight = torch.randn(2, 3, *size, dtype=DOUBLE)
+    got, true = layer(x), oracle(layer, x)
+    torch.testing.assert_close(got, true, atol=1e-10, rtol=1e-10)
+    assert true.detach().std() > 0.05
+    got = torch.autograd.grad((weight * got).sum(), inputs, allow_unused=True, materialize_grads=True)
+    true = torch.autograd.grad((weight * true).sum(), inputs, allow_unused=True, materialize_grads=True)
+    for ours, theirs in zip(got, true, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+    if min(size) > 1:
+        assert all(gradient.abs().max() > 0 for gradient in got)
+
+
+def test_the_kernel_is_not_separable() -> None:
+    kernel = make((9, 9), mask=False).kernel([9, 9], [1.0, 1.0])
+    assert torch.linalg.matrix_rank(kernel[0], rtol=1e-6) > 2
+
+
+def test_the_kernel_is_cut_where_the_mask_is_small() -> None:
+    """As many lags as reach within 2.15 widths; a graph that may not depend on values multiplies by zeros instead."""
+    layer = make((12, 20))
+    reach = math.sqrt(2 * math.log(10)) * layer.kernel.log_width.exp().detach()
+    counts = [2 * math.ceil(float(end) * n + 0.5) - 1 for end, n in zip(reach, (12, 20), strict=True)]
+    kernel = layer.kernel([12, 20], [1.0, 1.0])
+    assert list(kernel.shape[1:]) == counts
+    assert counts[0] < 2 * 12 - 1
+    x = torch.randn(1, 3, 12, 20, dtype=DOUBLE)
+    exported, scripted = torch.export.export(layer, (x,)).module(), torch.jit.script(layer)
+    for width in (None, 1.0):
+        if width is not None:
+            with torch.no_grad():
+                for model in (layer, exported):
+                    dict(model.named_parameters())['kernel.log_width'].fill_(math.log(width))
+        y = layer(x)
+        torch.testing.assert_close(exported(x), y, atol=1e-10, rtol=0)
+        torch.testing.assert_close(scripted(x), y, atol=1e-10, rtol=0)
+
+
+def test_a_kernel_far_narrower_than_a_cell_keeps_its_integral() -> None:
+    layer = make((8,))
+    with torch.no_grad():
+        layer.kernel.log_width.fill_(math.log(1e-3))
+    coarse, fine = layer.kernel([8], [1.0]).sum(-1), layer.kernel([8000], [1e-3]).sum(-1)
+    assert coarse.shape == fine.shape == (3,)
+    # The mask falls to 0.1 within the one cell, of which the middle is taken.
+    assert (fine / coarse).min() > 0.4 and (fine / coarse).max() < 1.0
+
+
+def smooth(*size: int) -> Tensor:
+    """Cell means of slow waves, the same scene at any size: (1, 1, …)."""
+    scene = torch.ones(1, 1, *[1] * len(size), dtype=DOUBLE)
+    for axis, n in enumerate(size):
+        edges = torch.arange(n + 1, dtype=DOUBLE) / n
+        wave = sum(torch.sin(2 * math.pi * c * edges + c + axis) / c for c in (0.7, 1.6, 2.3)).diff() * n
+        scene = scene * wave.reshape(-1, *[1] * (len(size) - 1 - axis))
+    return scene
+
+
+@pytest.mark.parametrize('network', ['magnet', 'siren'])
+@pytest.mark.parametrize('grid', [(64,), (16, 24)], ids=str)
+@pytest.mark.parametrize('factor', [2.0, 0.5])
+def test_another_resolution_is_the_same_function(grid: tuple[int, ...], network: str, factor: float) -> None:
+    """Twice and half as many samples an axis, with no call by the user."""
+    layer = make(grid, network, omega_0=10.0 if network == 'siren' else 0.2)
+    other = tuple(int(n * factor) for n in grid)
+    with torch.no_grad():
+        base = layer(smooth(*grid).expand(1, 3, *grid)) - layer.bias.reshape(-1, *[1] * len(grid))
+        got = layer(smooth(*other).expand(1, 3, *other)) - layer.bias.reshape(-1, *[1] * len(grid))
+    fine, coarse = (got, base) if factor > 1 else (base, got)
+    for axis in range(len(grid)):
+        fine = fine.unflatten(axis + 2, (-1, 2)).mean(axis + 3)
+    assert (fine - coarse).norm() < (0.02 if factor > 1 else 0.07) * coarse.norm()
+
+
+def test_taps_are_divided_by_the_number_of_new_samples() -> None:
+    layer = make((10, 6), 'siren', mask=False)
+    taps, fine = layer.kernel([10, 6], [1.0, 1.0]), layer.kernel([30, 12], [1 / 3, 0.5])
+    torch.testing.assert_close(fine[:, 2:-2:3, 1:-1:2], taps / 6, atol=1e-12, rtol=0)
+
+
+def test_re_anchoring_changes_nothing() -> None:
+    layer = make((6, 8)).eval()
+    images = [torch.randn(1, 3, *size, dtype=DOUBLE) for size in ((6, 8), (5, 9), (12, 12))]
+    with torch.no_grad():
+        before = [layer(x) for x in images]
+        layer.set_grid((9, 7))
+        assert layer.grid == (9, 7)
+        other = CKConv(3, (9, 7), hidden=5, dtype=DOUBLE).eval()
+        other.load_state_dict(layer.state_dict())
+        for x, y in zip(images, before, strict=True):
+            torch.testing.assert_close(layer(x), y, atol=1e-12, rtol=0)
+            assert torch.equal(other(x), layer(x))
+
+
+def test_kernels_start_with_norm_one_and_frequencies_below_nyquist() -> None:
+    torch.manual_seed(0)
+    for grid in ((2,), (300,), (16, 24), (2, 8, 12)):
+        layer = CKConv(32, grid)
+        norm = layer.kernel(list(grid), [1.0] * len(grid)).square().flatten(1).sum(-1)
+        assert abs(norm.mean() - 1) < 1e-4
+    cycles = CKConv(4, (44, 110), hidden=512).kernel.network.filters[0].weight.detach().abs() / (2 * math.pi)
+    # Up to ω0 γ, where E γ = 6 and ω0 = length / 22, and uniform: 3 of them on average.
+    torch.testing.assert_close(cycles.mean(0), torch.tensor([44.0, 110.0]) / 22 * 3, rtol=0.15, atol=0)
+
+
+def test_in_evaluation_the_kernel_is_remembered_until_it_changes() -> None:
+    layer, x = make((5, 6)).eval(), torch.randn(1, 3, 5, 6, dtype=DOUBLE)
+    with torch.no_grad():
+        first = layer(x)
+        assert torch.equal(layer(x), first)
+        layer.kernel.log_width += 0.3
+        assert not torch.allclose(layer(x), first)
+        torch.testing.assert_close(layer(x), oracle(layer, x), atol=1e-10, rtol=0)
+
+
+@torch.no_grad()
+def test_precision_follows_the_input() -> None:
+    layer = make((5, 6), dtype=torch.float32)
+    x = torch.randn(2, 3, 5, 6)
+    y = layer(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        torch.testing.assert_close(layer(x), y, atol=1e-5, rtol=1e-5)
+    assert layer.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+    assert nn.Sequential(CKConv(3, (5, 6), device='meta'))(x.to('meta')).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(grid=(8, 1)), "'ckconv' needs an axis of at least 2 samples, got length 1"),
+        (dict(grid=()), 'grid must hold 1 to 3 sizes'),
+        (dict(grid=(4, 4, 4, 4)), 'grid must hold 1 to 3 sizes'),
+        (dict(grid=(4,), network='mlp'), "unknown network 'mlp' for kernel 'ckconv': expected one of magnet, siren"),
+        (dict(grid=(4,), hidden=0), 'hidden must be at least 1, got 0'),
+        (dict(grid=(4,), d_model=0), 'd_model must be at least 1, got 0'),
+    ],
+)
+def test_bad_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace('(', r'\(')):
+        CKConv(**{'d_model': 2, **arguments})
+
+
+@pytest.mark.parametrize('shape', [(2, 3, 5), (2, 4, 5, 6), (3, 5, 6), (2, 3, 5, 6, 7), (2, 3, 0, 6)])
+def test_bad_input(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match='shape') as error:
+        make((5, 6))(torch.zeros(shape, dtype=DOUBLE))
+    assert str(list(shape)) in str(error.value)
+    with pytest.raises(ValueError, match='other number of axes'):
+        make((5, 6)).set_grid((5,))
