@@ -13,6 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ import timm
 from accelerate.utils import set_seed
 from torch import nn
 
-from s4nd.data import ImageTask, load_images
+from s4nd.data import ImageTask, VideoTask, load_images, load_video
 from s4nd.evaluate import evaluate, load_trained
-from s4nd.models import is_ours
+from s4nd.models import inflate, is_ours, load_checkpoint
 from s4nd.training.checkpoint import load_weights, read_metadata
-from s4nd.training.config import ConfigError, ImageConfig, RunConfig, load_config, nearest, to_yaml
+from s4nd.training.config import ConfigError, ImageConfig, RunConfig, VideoConfig, load_config, nearest, to_yaml
 from s4nd.training.loop import NonFiniteError, Task, fit, make_accelerator
 from s4nd.training.report import table, write_report
 
@@ -32,7 +33,7 @@ from s4nd.training.report import table, write_report
 _RUN_FILES = ('resume.pt', 'last.safetensors', 'report.json')
 
 # Arguments of our models that speak of the grid their weights were trained on.
-_GRID_ARGS = ('img_size', 'window', 'stem_extent')
+_GRID_ARGS = ('img_size', 'num_frames', 'window', 'stem_extent')
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -87,40 +88,70 @@ def _make(config: RunConfig) -> tuple[nn.Module, Task]:
         task = ImageTask(config, load_images(config.data, config.seed))
         if config.eval_only:
             return load_trained(config.checkpoint, config, task), task
-        return _image_model(config, task), task
+        model = _timm_model(config, task, {'img_size': task.grid(task.stage(0))})
+        if config.data.stage_epochs and not is_ours(config.model.name) and hasattr(model, 'set_input_size'):
+            raise ConfigError(f'data.stage_epochs: {config.model.name} makes new parameters for another size')
+        return model, task
+    if isinstance(config, VideoConfig):
+        task = VideoTask(config, load_video(config.data, config.seed))
+        if config.eval_only:
+            return load_trained(config.checkpoint, config, task), task
+        if config.model.inflate is not None:
+            return _inflated(config, task), task
+        return _timm_model(config, task, task.model_grid), task
     from audio.task import build
 
-    model, task = build(config)
+    name = config.model.name
+    model, task = build(config, partial(_create, name) if is_ours(name) else None)
     if config.checkpoint is not None:
         load_weights(config.checkpoint, model, config.model.name)
     return model, task
 
 
-def _image_model(config: ImageConfig, task: ImageTask) -> nn.Module:
-    """Build the model through timm, with `config.model.args` completed to what it was built with."""
+def _timm_model(config: ImageConfig | VideoConfig, task: ImageTask | VideoTask, grid: dict[str, Any]) -> nn.Module:
+    """Build the model through timm, with `config.model.args` completed to what it was built with.
+
+    grid: arguments of our models that say on which grid they are trained, unless the configuration does.
+    """
     name, given = config.model.name, dict(config.model.args)
     if not timm.is_model(name):
         ours = [model for model in timm.list_models() if is_ours(model)]
         raise ConfigError(f"model.name: timm has no model '{name}'{nearest(name, ours)}")
     args = {'num_classes': len(task.classes), 'in_chans': task.channels, **given}
     if is_ours(name):
-        args.setdefault('img_size', list(task.stage(0)))
+        args = {**grid, **args}
     config.model.args = args
     trained = {} if config.checkpoint is None else json.loads(read_metadata(config.checkpoint).get('args', '{}'))
     at_grid = {key: trained[key] for key in _GRID_ARGS if key in trained} if is_ours(name) else {}
     model = _create(name, {**args, **at_grid})
-    if config.data.stage_epochs and not is_ours(name) and hasattr(model, 'set_input_size'):
-        raise ConfigError(f'data.stage_epochs: {name} makes new parameters for another size')
     if config.checkpoint is not None:
         load_weights(config.checkpoint, model, name)
         if is_ours(name):
             # The weights speak of the grid they were trained on; from here on they shall speak of the new one.
-            model.set_input_size(img_size=args['img_size'])
+            model.set_input_size(**{key: args[key] for key in grid})
+    return model
+
+
+def _inflated(config: VideoConfig, task: VideoTask) -> nn.Module:
+    """The video model of the image model `config.model.inflate`; `model.args` are keywords of `s4nd.inflate`."""
+    if config.checkpoint is not None:
+        raise ConfigError('checkpoint and model.inflate: expected one of them to begin with, got both')
+    known = [key for key in inspect.signature(inflate).parameters if key not in ('model', 'num_frames')]
+    for key in config.model.args:
+        if key not in known:
+            raise ConfigError(f"model.args: s4nd.inflate takes no '{key}'{nearest(key, known)}")
+    image = load_checkpoint(config.model.inflate, img_size=task.grid.size)
+    if image.in_chans != task.channels:
+        raise ConfigError(
+            f'model.inflate: {config.model.inflate} sees {image.in_chans} channels, the clips have {task.channels}'
+        )
+    model = inflate(image, task.grid.frames, **config.model.args)
+    model.reset_classifier(len(task.classes))
     return model
 
 
 def _with_weights(config: RunConfig, model: nn.Module, task: Task, path: Path) -> nn.Module:
-    if isinstance(task, ImageTask):
+    if isinstance(task, ImageTask | VideoTask):
         return load_trained(path, config, task)  # they may be of an earlier stage, on another grid
     load_weights(path, model, config.model.name)
     return model

@@ -23,10 +23,10 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import s4nd
-from s4nd.data import ImageTask, load_images
+from s4nd.data import ImageTask, VideoTask, load_images
 from s4nd.models import load_checkpoint
 from s4nd.training.checkpoint import CheckpointError, find_weights, read_metadata
-from s4nd.training.config import ConfigError, ImageConfig, RunConfig, load_config
+from s4nd.training.config import ConfigError, ImageConfig, RunConfig, VideoConfig, load_config
 from s4nd.training.loop import Task, make_accelerator
 from s4nd.training.report import table, write_report
 from s4nd.training.sizes import parse_size, size_name
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     report = evaluate(config, model, task, accelerator, weights)
     report['training'] = {'checkpoint': str(weights)}
     report['milliseconds'] = {
-        name: time_an_image(model, task.channels, name, config.data.batch_size, accelerator)
+        name: time_an_image(model, task, name, config.data.batch_size, accelerator)
         for name in (size_name(parse_size(size)) for size in config.eval.sizes or [config.data.size])
     }
     if accelerator.is_main_process:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     return report
 
 
-def load_trained(path: str | Path, config: ImageConfig, task: ImageTask) -> nn.Module:
+def load_trained(path: str | Path, config: ImageConfig | VideoConfig, task: ImageTask | VideoTask) -> nn.Module:
     """The model of a checkpoint, on the grid it was trained on.
 
     Raises CheckpointError where it is not the model of `config`, or does not tell the classes of `task` apart.
@@ -68,7 +68,7 @@ def load_trained(path: str | Path, config: ImageConfig, task: ImageTask) -> nn.M
         raise CheckpointError(f'{path} holds the weights of {saved}, expected {config.model.name}')
     model = load_checkpoint(path)
     if model.num_classes != len(task.classes):
-        raise CheckpointError(f'{path} tells {model.num_classes} classes apart, the images are of {len(task.classes)}')
+        raise CheckpointError(f'{path} tells {model.num_classes} classes apart, the data are of {len(task.classes)}')
     return model
 
 
@@ -92,6 +92,11 @@ def evaluate(
             sizes = sorted({parse_size(size) for size in config.eval.sizes or [config.data.size]})
             results = task.evaluate_at(model, accelerator.device, sizes)
             report['size'] = read_metadata(weights).get('size', str(config.data.size))
+        elif isinstance(task, VideoTask):
+            sizes = sorted({parse_size(size) for size in config.eval.sizes or [config.data.size]})
+            results = task.evaluate_at(model, accelerator.device, sizes, sorted(set(config.eval.frame_rates)))
+            report['size'], report['frame_rate'] = (read_metadata(weights)[key] for key in ('size', 'frame_rate'))
+            report['short_clips'] = {'count': len(task.short), 'first': task.short[:10]}
         elif hasattr(task, 'evaluate_at'):  # classes of sound, at several sample rates
             rates = sorted(set(config.eval.sample_rates or [config.data.sample_rate]))
             results = task.evaluate_at(model, accelerator.device, rates)
@@ -109,10 +114,10 @@ def evaluate(
 
 @torch.no_grad()
 def time_an_image(
-    model: nn.Module, channels: int, size: Any, batch_size: int, accelerator: Accelerator, repeats: int = 5
+    model: nn.Module, task: ImageTask, size: Any, batch_size: int, accelerator: Accelerator, repeats: int = 5
 ) -> float:
     """Milliseconds an image in a forward of `batch_size` images: the median of `repeats` after a first one."""
-    images = torch.randn(batch_size, channels, *parse_size(size), device=accelerator.device)
+    images = task.as_input(torch.randn(batch_size, task.channels, *parse_size(size), device=accelerator.device))
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

@@ -160,10 +160,11 @@ class FrozenS4ND(nn.Module):
         self.size, self.method, self.d_model, self.mixes = list(size), layer.method, layer.d_model, layer.out_channels
         self.copies = layer.out_channels or layer.channels
         self.D = layer.D
-        taps, self.centres = layer.axis_taps(self.size)
+        taps, self.centres = layer.axis_operators(self.size)
         for axis, length in enumerate(self.size):
-            if use_toeplitz(self.size, axis, self.method):
+            if taps[axis].dim() == 3 and use_toeplitz(self.size, axis, self.method):
                 taps[axis] = toeplitz(taps[axis], self.centres[axis], length)
+            if taps[axis].dim() == 4:
                 self.centres[axis] = 0  # of no meaning for a matrix, which has fewer columns than there are taps
             self.register_buffer(f'axis_{axis}', taps[axis])
 

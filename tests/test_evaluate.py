@@ -82,5 +82,5 @@ def test_images_of_other_classes_are_refused(trained: Path, tmp_path: Path) -> N
             (tmp_path / split / label).mkdir(parents=True)
             Image.new('RGB', (8, 8)).save(tmp_path / split / label / '0.png')
     words = ['data.kind=folder', f'data.root={tmp_path}', 'data.cache=null']
-    with pytest.raises(CheckpointError, match='tells 10 classes apart, the images are of 3'):
+    with pytest.raises(CheckpointError, match='tells 10 classes apart, the data are of 3'):
         evaluate.main([f'checkpoint={trained}', *words])

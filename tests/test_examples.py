@@ -70,6 +70,12 @@ def test_attribution(tmp_path: Path) -> None:
         assert picture.width > picture.height
 
 
+def test_video_classification(tmp_path: Path) -> None:
+    found = example('video_classification').main(True, tmp_path)
+    assert len(found) == 4 and all(0 <= percent <= 100 for percent in found.values())
+    assert json.loads((tmp_path / 'report.json').read_text()) == found
+
+
 def test_timm_scripts_learn_of_the_models_and_find_the_images(tmp_path: Path) -> None:
     for name in ('train.py', 'validate.py'):
         (tmp_path / 'timm').mkdir(exist_ok=True)

@@ -29,7 +29,7 @@ from s4nd.data.image_set import DataError, PixelSet
 from s4nd.data.resample import resize, to_bytes, to_float
 from s4nd.files import write_atomically
 
-__all__ = ['Member', 'decode', 'list_members', 'load_class_folders', 'place']
+__all__ = ['Member', 'check_found', 'decode', 'existing', 'list_members', 'load_class_folders', 'locate', 'place']
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,11 @@ class Member:
 
 def place(path: PurePosixPath) -> Member | None:
     """Read split and class off a path under the root; None where it is no image or lies in no class folder."""
-    if path.suffix.lower() not in SUFFIXES or path.name.startswith('.'):
-        return None
+    return locate(path) if path.suffix.lower() in SUFFIXES and not path.name.startswith('.') else None
+
+
+def locate(path: PurePosixPath) -> Member | None:
+    """`place` for a path that is known to be an example, whatever its suffix."""
     folders = path.parts[:-1]
     for depth, folder in enumerate(folders[:-1]):
         if folder.lower() in SPLITS:
@@ -68,7 +71,7 @@ def load_class_folders(root: str | None, source_size: int | None, cache: str | N
     squares of one size. cache: folder for the decoded images; None: none. A file that cannot be read is named in a
     warning, passed over and listed in `skipped`. Raises DataError where there is nothing to learn from.
     """
-    path = _existing(root)
+    path = existing(root)
     cached = None if cache is None else Path(cache).expanduser() / f'{_fingerprint(path, source_size)}.safetensors'
     if cached is not None and cached.is_file():
         try:
@@ -99,20 +102,23 @@ def decode(data: bytes) -> Tensor:
 
 def list_members(root: str | None) -> tuple[Path, list[Member]]:
     """The images of an unpacked folder, sorted, without reading them."""
-    path = _existing(root)
+    path = existing(root)
     if path.is_file():
         raise DataError(f'{path}: images can be streamed from an unpacked folder only, not from a tar')
     members = sorted(member for member, _ in _walk(path))
-    _check_found(path, [member.label for member in members], 0)
+    check_found(path, [member.label for member in members], 0)
     return path, members
 
 
-def _existing(root: str | None) -> Path:
+def existing(
+    root: str | None, content: str = 'a folder, or a tar, of class folders with images', option: str = 'data.root'
+) -> Path:
+    """The path that an option names. Raises DataError where it is not given or does not exist."""
     if root is None:
-        raise DataError('data.root must be given: a folder, or a tar, of class folders with images')
+        raise DataError(f'{option} must be given: {content}')
     path = Path(root).expanduser()
     if not path.exists():
-        raise DataError(f'data.root: {path} does not exist')
+        raise DataError(f'{option}: {path} does not exist')
     return path
 
 
@@ -148,16 +154,17 @@ def _to_square(image: Tensor, size: int) -> Tensor:
     return to_bytes(resize(to_float(square), size))[0]
 
 
-def _check_found(path: Path, labels: list[str], skipped: int) -> None:
+def check_found(path: Path, labels: list[str], skipped: int, example: str = 'image') -> None:
+    """Raise DataError where the labels of all examples under `path` leave nothing to learn."""
     if not labels:
         unreadable = f' ({skipped} files could not be read)' if skipped else ''
-        raise DataError(f'{path}: no image in a class folder{unreadable}; expected {path.name}/<class>/<image>')
+        raise DataError(f'{path}: no {example} in a class folder{unreadable}; expected {path.name}/<class>/<{example}>')
     if len(set(labels)) < 2:
         raise DataError(f"{path}: one class only ('{labels[0]}'); expected at least two class folders")
 
 
 def _assemble(path: Path, images: dict[Member, Tensor], skipped: tuple[str, ...]) -> dict[str, PixelSet]:
-    _check_found(path, [member.label for member in images], len(skipped))
+    check_found(path, [member.label for member in images], len(skipped))
     shapes = {tuple(image.shape[1:]) for image in images.values()}
     if len(shapes) > 1 or len(set(next(iter(shapes)))) > 1:
         found = ', '.join(f'{height}×{width}' for height, width in sorted(shapes)[:4])

@@ -21,6 +21,7 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     'folder': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     'shapes': ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+    'moving': ((0.19,), (0.13,)),
 }
 
 _CHUNK = 2048  # images resized at once: bounds the memory of the float copies

@@ -16,13 +16,13 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from s4nd.data.batches import Batches, ShownBatches
-from s4nd.data.image_set import NORMALISATION, ImageSet, Splits, spread_over_classes
+from s4nd.data.image_set import NORMALISATION, DataError, ImageSet, Splits, spread_over_classes
 from s4nd.data.resample import resize, to_float
 from s4nd.data.stream import StreamBatches, StreamSet
 from s4nd.training.config import ConfigError, ImageConfig, ImageData
 from s4nd.training.sizes import Size, parse_size, size_name
 
-__all__ = ['ImageTask']
+__all__ = ['ImageTask', 'score']
 
 
 class ImageTask:
@@ -68,11 +68,19 @@ class ImageTask:
         ends = accumulate(self.config.data.stage_epochs)
         return next((size for size, end in zip(self.sizes, ends, strict=False) if epoch < end), self.size)
 
+    def grid(self, size: Size) -> list[int]:
+        """The size of each axis of an image as the model sees it."""
+        return [math.prod(size)] if self.config.data.sequence else list(size)
+
+    def as_input(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) as the model takes them: with `data.sequence` (B, C, H · W)."""
+        return images.flatten(2) if self.config.data.sequence else images
+
     def enter_epoch(self, model: nn.Module, epoch: int) -> dict[str, str]:
         """Re-anchor `model`, if it knows its size, to that of the stage; what to store with the weights."""
         size = self.stage(epoch)
         if self.config.data.stage_epochs and hasattr(model, 'set_input_size'):
-            model.set_input_size(img_size=size)
+            model.set_input_size(img_size=tuple(self.grid(size)))
         # timm keeps here what a model was built with, brought up to date by set_input_size.
         args = {**self.config.model.args, **getattr(model, '_model_args', {})}
         return {'args': json.dumps(args), 'size': size_name(size)}
@@ -103,8 +111,8 @@ class ImageTask:
         images = self.prepare(images, size)
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)
-            return F.cross_entropy(model(images), labels)
-        return F.cross_entropy(model(images), labels, label_smoothing=self.config.data.label_smoothing)
+            return F.cross_entropy(model(self.as_input(images)), labels)
+        return F.cross_entropy(model(self.as_input(images)), labels, label_smoothing=self.config.data.label_smoothing)
 
     def prepare(self, images: Tensor, size: Size) -> Tensor:
         """Images of any size to normalised floats at `size`; floats come normalised from the loader."""
@@ -152,17 +160,25 @@ class ImageTask:
     def _score(
         self, model: nn.Module, device: torch.device, batches: Iterable[tuple[Tensor, Tensor]], size: Size
     ) -> dict[str, float]:
-        # Right answers, summed cross-entropy, images; float64 is not to be had on every device.
-        sums = torch.zeros(3, device=device)
-        for images, labels in batches:
-            labels = labels.to(device)
-            logits = model(self._normalise(to_float(images.to(device)))).float()
-            sums[0] += (logits.argmax(1) == labels).sum()
-            sums[1] += F.cross_entropy(logits, labels, reduction='sum')
-            sums[2] += len(labels)
-        right, entropy, count = reduce(sums, 'sum').tolist()
+        inputs = ((self.as_input(self._normalise(to_float(x.to(device)))), labels) for x, labels in batches)
+        accuracy, entropy = score(((model(x), labels) for x, labels in inputs), device)
         name = size_name(size)
-        return {f'accuracy@{name}': round(100 * right / count, 4), f'cross_entropy@{name}': entropy / count}
+        return {f'accuracy@{name}': accuracy, f'cross_entropy@{name}': entropy}
+
+
+def score(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> tuple[float, float]:
+    """Accuracy (percent) and mean cross-entropy of (logits (B, classes), labels (B,)), over all processes."""
+    # Right answers, summed cross-entropy, examples; float64 is not to be had on every device.
+    sums = torch.zeros(3, device=device)
+    for logits, labels in batches:
+        logits, labels = logits.float(), labels.to(device)
+        sums[0] += (logits.argmax(1) == labels).sum()
+        sums[1] += F.cross_entropy(logits, labels, reduction='sum')
+        sums[2] += len(labels)
+    right, entropy, count = reduce(sums, 'sum').tolist()
+    if not count:
+        raise DataError('nothing to evaluate on: not one example could be read')
+    return round(100 * right / count, 4), entropy / count
 
 
 def _check_stages(config: ImageConfig) -> None:

@@ -15,7 +15,7 @@ from s4nd.data.shapes import ShapeSet
 from s4nd.data.stream import load_stream
 from s4nd.training.config import ImageData
 
-__all__ = ['load_images']
+__all__ = ['fashion_mnist', 'load_images']
 
 FASHION_CLASSES = (
     'T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot',
@@ -34,7 +34,7 @@ def load_images(data: ImageData, seed: int = 0) -> Splits:
     elif data.kind == 'imagenet' or data.stream:
         train, test = load_stream(data)
     elif data.kind == 'fashion_mnist':
-        train, test = _fashion(data, train=True), _fashion(data, train=False)
+        train, test = (fashion_mnist(data.root, data.download, train=part) for part in (True, False))
     elif data.kind in ('cifar10', 'cifar100') and (data.download or _has_batches(data)):
         train, test = _cifar(data, train=True), _cifar(data, train=False)
     else:
@@ -59,15 +59,15 @@ def _class_folders(data: ImageData) -> tuple[PixelSet, PixelSet | None]:
     return sets['train'], sets.get('test')
 
 
-def _root(data: ImageData) -> Path:
-    if data.root is None:
-        raise DataError(f'data.root must be given: where the files of {data.kind} lie, or go with data.download=true')
-    return Path(data.root).expanduser()
+def _root(root: str | None, kind: str) -> Path:
+    if root is None:
+        raise DataError(f'data.root must be given: where the files of {kind} lie, or go with data.download=true')
+    return Path(root).expanduser()
 
 
 def _has_batches(data: ImageData) -> bool:
     folder = 'cifar-10-batches-py' if data.kind == 'cifar10' else 'cifar-100-python'
-    return data.root is not None and (_root(data) / folder).is_dir()
+    return data.root is not None and (_root(data.root, data.kind) / folder).is_dir()
 
 
 def _cifar(data: ImageData, train: bool) -> PixelSet:
@@ -75,16 +75,20 @@ def _cifar(data: ImageData, train: bool) -> PixelSet:
 
     maker = CIFAR10 if data.kind == 'cifar10' else CIFAR100
     try:
-        source = maker(str(_root(data)), train=train, download=data.download)
+        source = maker(str(_root(data.root, data.kind)), train=train, download=data.download)
     except (RuntimeError, OSError) as error:
         raise DataError(f'{data.kind} in {data.root}: {error}') from error
     images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
     return PixelSet(images, torch.tensor(source.targets), tuple(source.classes))
 
 
-def _fashion(data: ImageData, train: bool) -> PixelSet:
-    root = _root(data)
-    if data.download:
+def fashion_mnist(root: str | None, download: bool, train: bool) -> PixelSet:
+    """The official training or test images of Fashion-MNIST, from their idx files (.gz or unpacked) in `root`.
+
+    Raises DataError, which says how to get them, where they are not there.
+    """
+    root = _root(root, 'fashion_mnist')
+    if download:
         from torchvision.datasets import FashionMNIST
 
         try:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -44,6 +44,16 @@ class StreamSet:
     def select(self, indices: Tensor) -> StreamSet:
         paths = tuple(self.paths[index] for index in indices.tolist())
         return replace(self, paths=paths, labels=self.labels[indices])
+
+    def dataset(self, view: Any) -> Dataset:
+        """(what `view` makes of an image or None, label, unreadable paths) for every file."""
+        return _Files(self, view)
+
+    def note(self, found: Sequence[str]) -> None:
+        """Name and record unreadable files, each once."""
+        for path in sorted(set(found) - self.bad):
+            logger.warning('passed over %s: cannot be read', self.root / path)
+            self.bad.add(path)
 
     def train_batches(self, data: ImageData, seed: int) -> StreamBatches:
         """One augmented epoch of (floats (B, 3, size, size), already normalised, labels (B,))."""
@@ -88,28 +98,36 @@ class _Files(Dataset):
     def __init__(self, images: StreamSet, view: Any) -> None:
         self.images, self.view = images, view
 
-    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, list[str]]:
         path = self.images.paths[index]
         try:
             image = decode((self.images.root / path).read_bytes())
         except UNREADABLE:
-            return None, -1, path
-        return self.view(image), int(self.images.labels[index]), path
+            return None, -1, [path]
+        return self.view(image), int(self.images.labels[index]), []
 
 
-def _collate(items: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor, Tensor, list[str]]:
+def _collate(items: list[tuple[Tensor | None, int, list[Any]]]) -> tuple[Tensor | None, Tensor, list[Any]]:
     good = [(image, label) for image, label, _ in items if image is not None]
-    bad = [path for image, _, path in items if image is None]
+    found = [entry for _, _, entries in items for entry in entries]
     if not good:
-        raise DataError(f'not one readable image among {len(items)} files, first: {bad[0]}')
-    return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good]), bad
+        return None, torch.tensor([]), found
+    return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good]), found
+
+
+class Streamed(Protocol):
+    """A set of files as `StreamBatches` asks for it."""
+
+    def dataset(self, view: Any) -> Dataset: ...
+
+    def note(self, found: Sequence[Any]) -> None: ...
 
 
 class StreamBatches:
-    """Batches in a given order; an unreadable file is named once, recorded in `bad` of the set, and left out."""
+    """Batches in a given order; what cannot be read is left out, and handed to `note` of the set."""
 
     def __init__(
-        self, images: StreamSet, order: Tensor, view: Any, batch_size: int, workers: int, seed: int, *, whole: bool
+        self, images: Streamed, order: Tensor, view: Any, batch_size: int, workers: int, seed: int, *, whole: bool
     ) -> None:
         self.images, self.order, self.view, self.workers, self.seed = images, order, view, workers, seed
         self.whole, self.batch_size = whole, min(batch_size, len(order))
@@ -129,18 +147,19 @@ class StreamBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(
-            _Files(self.images, self.view),
+            self.images.dataset(self.view),
             batch_sampler=[batch.tolist() for batch in self.batches],
             collate_fn=_collate,
             num_workers=self.workers,
             generator=torch.Generator().manual_seed(self.seed),
             pin_memory=torch.cuda.is_available(),
         )
-        for images, labels, bad in loader:
-            for path in set(bad) - self.images.bad:
-                logger.warning('passed over %s: cannot be read', self.images.root / path)
-                self.images.bad.add(path)
-            yield images, labels
+        for images, labels, found in loader:
+            self.images.note(found)
+            if images is not None:
+                yield images, labels
+            elif self.whole:  # the number of steps is fixed
+                raise DataError('not one file of a batch can be read; the warnings name them')
 
 
 def load_stream(data: ImageData) -> tuple[StreamSet, StreamSet | None]:

@@ -17,11 +17,11 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from s4nd.layers import S4ND
+from s4nd.models._clip_conv import TimeConv
 from s4nd.models._parts import Grid, image_size, set_grids
-from s4nd.models._sampling import S4NDStem
 from s4nd.optim import ssm_parameter_patterns
 
-_RESETTABLE = (S4ND, nn.LayerNorm, nn.BatchNorm2d, LayerScale, LayerScale2d)
+_RESETTABLE = (S4ND, TimeConv, nn.LayerNorm, nn.BatchNorm2d, LayerScale, LayerScale2d)
 
 
 class Stage(nn.Module):
@@ -86,6 +86,7 @@ class Backbone(nn.Module):
         self.drop_rate = drop_rate
         self.img_size = img_size
         self.grad_checkpointing = False
+        self.variant_args: dict[str, Any] = {}
         self.feature_info = [dict(info, module=f'stages.{i}') for i, info in enumerate(feature_info)]
         self.num_features: int = self.feature_info[-1]['num_chs']
         self.stem = stem
@@ -94,15 +95,16 @@ class Backbone(nn.Module):
         self.head = head
         self.head_hidden_size: int = head.num_features
         self.init_weights(needs_reset=False)
-        # timm writes it into the hub's config.json, so that a loaded model has the same grids.
-        update_model_input_size(self, img_size)
+        self._record_size()
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True) -> None:
         """Initialise the weights. `needs_reset=True` also re-draws what a constructor draws by itself, for storage
         that holds nothing yet (after `to_empty()`)."""
+        # Kernels may hold networks, which have an initialisation of their own.
+        inside = {part for layer in self.modules() if isinstance(layer, S4ND) for part in layer.kernels.modules()}
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)) and module not in inside:
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -123,16 +125,24 @@ class Backbone(nn.Module):
         size = image_size(img_size)
         if min(size) < self.stem.min_size:
             raise ValueError(f'img_size must be at least {self.stem.min_size} a side, got {size}')
-        if not self.stem.follows_size:
-            return
-        grid = self.stem.set_grid(size)
-        for stage in self.stages:
-            grid = stage.set_grid(grid)
-        self.img_size = size
+        if self.stem.follows_size:
+            self._anchor(size, size)
+
+    @torch.jit.ignore
+    def _anchor(self, img_size: Grid, grid: tuple[int, ...]) -> None:
+        """Re-anchor every layer to training inputs of `grid`, whose frames or images have `img_size` pixels."""
+        for part in (self.stem, *self.stages):
+            grid = part.set_grid(grid)
+        self.img_size = img_size
         # What a model built at this size needs to be the same one, besides its weights.
-        extent = self.stem.extent if isinstance(self.stem, S4NDStem) else None
-        update_model_input_size(self, size, stem_extent=extent, window=self._windows())
+        self._record_size(stem_extent=getattr(self.stem, 'extent', None), window=self._windows())
         self._describe_size()
+
+    @torch.jit.ignore
+    def _record_size(self, **args: Any) -> None:
+        """Name the training size, and `args`, where timm looks for what goes into the hub's config.json, so that a
+        loaded model has the same grids."""
+        update_model_input_size(self, self.img_size, **args)
 
     @torch.jit.ignore
     def _describe_size(self) -> None:
@@ -144,15 +154,18 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def _windows(self) -> tuple[Any, ...] | None:
-        """`window` as a constructor takes it: one pair if all grids agree, else one for each; None without any."""
+        """`window` as a constructor takes it: one for each axis if all grids agree, else so for each grid; or None."""
         on_grid: list[list[nn.Module]] = [[self.stem], *([stage.blocks] for stage in self.stages)]
         for modules, stage in zip(on_grid, self.stages, strict=False):
             modules.append(stage.downsample)
         layers = [[m for part in modules for m in part.modules()] for modules in on_grid]
-        found = [next((m.window for m in ms if isinstance(m, S4ND) and m.spatial_dims == 2), None) for ms in layers]
+        found = [next((m.window for m in ms if isinstance(m, S4ND) and m.spatial_dims > 1), None) for ms in layers]
         known = [window for window in found if window is not None]
         if not known:
             return None
+        # Among layers of three axes, those that see one frame at a time have no window in time.
+        time = max(known, key=len)[:-2]
+        found, known = ([w and (*time, *w[-2:]) for w in windows] for windows in (found, known))
         return known[0] if len(set(known)) == 1 else tuple(window or known[0] for window in found)
 
     @torch.jit.ignore
@@ -290,4 +303,6 @@ def create(
     )
     if isinstance(model, Backbone):
         model._describe_size()
+        # Beside what timm remembers, the arguments of the caller, these make the model.
+        model.variant_args = dict(model_args)
     return model

@@ -14,20 +14,22 @@ from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from s4nd.layers import S4ND
+from s4nd.models._clip_conv import I3DConv, S3DConv
 
 Grid = tuple[int, int]
 
 
-def image_size(img_size: int | tuple[int, int] | list[int]) -> Grid:
-    """One int or a pair (height, width) in pixels -> the pair.
+def image_size(img_size: int | tuple[int, ...] | list[int], axes: int = 2) -> tuple[int, ...]:
+    """One int or one for each axis, such as a pair (height, width) in pixels -> one for each axis.
 
     Raises:
-        ValueError: not one or two positive integers.
+        ValueError: not one or `axes` positive integers.
     """
-    pair = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
-    if len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
-        raise ValueError(f'img_size must be one positive integer or a pair (height, width), got {img_size!r}')
-    return pair
+    sizes = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size,) * axes
+    if len(sizes) != axes or any(not isinstance(n, int) or n < 1 for n in sizes):
+        expected = 'a pair (height, width)' if axes == 2 else f'a tuple of {axes}'
+        raise ValueError(f'img_size must be one positive integer or {expected}, got {img_size!r}')
+    return sizes
 
 
 def choose(option: str, value: str, choices: tuple[str, ...]) -> str:
@@ -37,22 +39,29 @@ def choose(option: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def level_windows(window: float | Sequence[Any], stages: int) -> list[Any]:
+def check_stages(depths: Sequence[int], dims: Sequence[int]) -> None:
+    """Raise ValueError unless there is one depth, and one width, for each of one stage or more."""
+    if len(depths) != len(dims) or not depths or min(*depths, *dims) < 1:
+        raise ValueError(
+            f'depths and dims must hold a positive number for every stage, got {tuple(depths)} and {tuple(dims)}'
+        )
+
+
+def level_windows(window: float | Sequence[Any], stages: int, axes: int = 2) -> list[Any]:
     """The window of the layers on each grid: that of the image, then that of each stage.
 
     Args:
-        window: one value or (height, width) for all, or a pair for each grid, as `set_input_size` leaves behind where
-            the sizes do not divide evenly.
+        window: one value or one for each axis, such as (height, width), for all grids, or so for each grid, as
+            `set_input_size` leaves behind where the sizes do not divide evenly.
 
     Raises:
-        ValueError: pairs, but not one for the image and each stage.
+        ValueError: one for each grid, but not for the image and each stage.
     """
     if not isinstance(window, (tuple, list)) or not any(isinstance(w, (tuple, list)) for w in window):
         return [window] * (stages + 1)
-    if len(window) != stages + 1 or any(not isinstance(w, (tuple, list)) or len(w) != 2 for w in window):
-        raise ValueError(
-            f'window must be one value, a pair (height, width), or a pair for each of {stages + 1} grids, got {window}'
-        )
+    if len(window) != stages + 1 or any(not isinstance(w, (tuple, list)) or len(w) != axes for w in window):
+        each = 'a pair' if axes == 2 else 'a triple'
+        raise ValueError(f'window must be one value, {each}, or {each} for each of {stages + 1} grids, got {window}')
     return [tuple(w) for w in window]
 
 
@@ -98,18 +107,22 @@ def make_mixer(
     device: Any = None,
     dtype: Any = None,
 ) -> nn.Module:
-    """The spatial mixing of a block, per channel: (B, dim, h, w) -> (B, dim, h, w), times the `channels` of `ssm`.
+    """The spatial mixing of a block, per channel: (B, dim, …) -> (B, dim, …), times the `channels` of `ssm`.
 
     Args:
-        mixer: 's4nd'; 's4nd_1d' (raster order); 'conv2d' (depthwise, with bias), the baseline.
-        grid: (height, width) it is trained on.
-        ssm: keywords of `S4ND`, unused by 'conv2d'.
-        kernel_size, dilation: of 'conv2d'.
+        mixer: 's4nd'; 's4nd_1d' (raster order); 'conv2d' (depthwise, with bias), the baseline; 'i3d' or 's3d', those of
+            clips.
+        grid: (height, width) it is trained on, or (time, height, width).
+        ssm: keywords of `S4ND`, or of `I3DConv` and `S3DConv`; unused by 'conv2d'.
+        kernel_size: height and width of a convolution. dilation: of 'conv2d'.
 
     Raises:
         ValueError: unknown mixer.
     """
-    choose('mixer', mixer, ('s4nd', 's4nd_1d', 'conv2d'))
+    choose('mixer', mixer, ('s4nd', 's4nd_1d', 'conv2d', 'i3d', 's3d'))
+    if mixer in ('i3d', 's3d'):
+        conv = I3DConv if mixer == 'i3d' else S3DConv
+        return conv(dim, kernel_size, **ssm, device=device, dtype=dtype)
     if mixer == 'conv2d':
         padding = dilation * (kernel_size - 1) // 2
         return nn.Conv2d(
@@ -133,7 +146,7 @@ class ChannelOutput(nn.Module):
 
 
 class ChannelMlp(nn.Module):
-    """LayerNorm -> linear to `ratio` times the width -> GELU -> linear, optionally scaled. (B, C, h, w) -> the same.
+    """LayerNorm -> linear to `ratio` times the width -> GELU -> linear, optionally scaled. (B, C, …) -> the same.
 
     Args:
         layer_scale: initial value of a learned scale a channel, None for none.
@@ -149,6 +162,6 @@ class ChannelMlp(nn.Module):
         self.scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1)
+        x = x.movedim(1, -1)
         x = self.scale(self.mlp(self.norm(x)))
-        return x.permute(0, 3, 1, 2)
+        return x.movedim(-1, 1)

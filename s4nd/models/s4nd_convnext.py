@@ -14,7 +14,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
-from s4nd.models._parts import ChannelMlp, Grid, choose, image_size, level_windows, make_mixer
+from s4nd.models._parts import ChannelMlp, Grid, check_stages, choose, image_size, level_windows, make_mixer
 from s4nd.models._sampling import Downsample, make_stem
 
 __all__ = ['ConvNeXtBlock', 'S4NDConvNeXt', 'checkpoint_filter_fn']
@@ -56,20 +56,20 @@ class ConvNeXtBlock(nn.Module):
 
 
 class S4NDConvNeXt(Backbone):
-    """Four stages at strides 4, 8, 16, 32: (B, in_chans, H, W) -> (B, num_classes).
+    """Stages at strides 4, 8, 16, 32, …: (B, in_chans, H, W) -> (B, num_classes).
 
     Args:
         output_stride: 8, 16 or 32; strides beyond it are dropped, and the S4ND layers step more finely instead.
         img_size: training size in pixels, one number or (height, width). Other sizes run by themselves.
-        depths, dims: blocks and width of each stage.
+        depths, dims: blocks and width of each stage, of which ConvNeXt has four; small images want fewer.
         mixer: 's4nd' or 'conv2d' (depthwise 7x7) in the blocks.
         stem: 'patch' (4x4 convolution), 's4nd' (S4ND, then pooling) or 'resample' (4x4 patches of fixed physical
             extent: every input size gives the token grid of the training size).
         stem_extent: length of the kernels of the 's4nd' stem to each side, in pixels of the training size.
         downsample: 'conv' (2x2) or 's4nd' (S4ND, then pooling) between stages.
-        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit: of every `S4ND`.
+        kernel, kernel_options, init, d_state, n_ssm, dt_min, dt_max, bandlimit: of every `S4ND`.
         window: of every `S4ND`; a pair for each grid where `set_input_size` made them differ (`level_windows`).
-        ls_init_value: initial layer scale, None for none.
+        ls_init_value: initial layer scale, None for none (`timm.create_model` drops keywords that are None).
 
     Raises:
         ValueError: unknown mixer, stem, downsample, kernel, init or output_stride; images smaller than the output
@@ -90,6 +90,7 @@ class S4NDConvNeXt(Backbone):
         stem_extent: float | tuple[float, float] = 16,
         downsample: str = 'conv',
         kernel: str = 's4d',
+        kernel_options: Mapping[str, Any] | None = None,
         init: str | None = None,
         d_state: int = 64,
         n_ssm: int | None = None,
@@ -107,16 +108,16 @@ class S4NDConvNeXt(Backbone):
         choose('mixer', mixer, ('s4nd', 'conv2d'))
         if output_stride not in (8, 16, 32):
             raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}')
-        if len(depths) != 4 or len(dims) != 4:
-            raise ValueError(f'depths and dims must have 4 values each, got {tuple(depths)} and {tuple(dims)}')
+        check_stages(depths, dims)
         size = image_size(img_size)
         ssm = dict(
-            kernel=kernel, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit,
+            kernel=kernel, kernel_options=kernel_options, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min,
+            dt_max=dt_max, bandlimit=bandlimit,
         )  # fmt: skip
         # What is on the grid of the image, then of each stage.
         ssms = [dict(ssm, window=w) for w in level_windows(window, len(depths))]
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        min_size = output_stride if downsample == 'conv' else 4
+        min_size = min(output_stride, 4 * 2 ** (len(dims) - 1)) if downsample == 'conv' else 4
         stem_module = make_stem(stem, in_chans, dims[0], 4, min_size, size, ssms[0], True, stem_extent, **dd)
         grid: Grid = stem_module.set_grid(size)
         stages, info, reduction, dilation = [], [], 4, 1

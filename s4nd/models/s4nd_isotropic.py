@@ -59,10 +59,12 @@ class IsotropicS4ND(Backbone):
 
     Args:
         img_size: training size in pixels, one number or (height, width). Other sizes run by themselves.
+        patch: pixels a side that the stem takes together; above 1, the model no longer follows the size as a whole.
         dim: width. depths: blocks between feature levels.
         mixer: 's4nd', or 'conv2d' for the depthwise baseline.
         kernel_size: side of that convolution.
-        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit, window: of `S4ND`; 'conv2d' does not use them.
+        kernel, kernel_options, init, d_state, n_ssm, dt_min, dt_max, bandlimit, window: of `S4ND`; 'conv2d' does not
+            use them.
         norm_layer: 'layernorm2d' or 'batchnorm2d', in the blocks and at the end.
 
     Raises:
@@ -75,11 +77,13 @@ class IsotropicS4ND(Backbone):
         num_classes: int = 10,
         global_pool: str = 'avg',
         img_size: int | tuple[int, int] = 32,
+        patch: int = 1,
         dim: int = 128,
         depths: tuple[int, ...] = (2, 2, 2),
         mixer: str = 's4nd',
         kernel_size: int = 5,
         kernel: str = 's4d',
+        kernel_options: Mapping[str, Any] | None = None,
         init: str | None = None,
         d_state: int = 20,
         n_ssm: int | None = None,
@@ -97,20 +101,24 @@ class IsotropicS4ND(Backbone):
         choose('mixer', mixer, ('s4nd', 'conv2d'))
         choose('norm_layer', norm_layer, ('layernorm2d', 'batchnorm2d'))
         size = image_size(img_size)
+        if patch < 1 or min(size) < patch:
+            raise ValueError(f'patch must be from 1 pixel to img_size, got patch={patch} and img_size={size}')
         ssm = dict(
-            kernel=kernel, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit,
-            window=window,
+            kernel=kernel, kernel_options=kernel_options, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min,
+            dt_max=dt_max, bandlimit=bandlimit, window=window,
         )  # fmt: skip
+        stem = PatchStem(in_chans, dim, patch, patch, norm=False, **dd)
+        grid = stem.set_grid(size)
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         super().__init__(
-            stem=PatchStem(in_chans, dim, patch=1, min_size=1, norm=False, **dd),
+            stem=stem,
             stages=[
-                Stage([IsotropicBlock(dim, size, mixer, kernel_size, ssm, norm_layer, p, **dd) for p in stage])
+                Stage([IsotropicBlock(dim, grid, mixer, kernel_size, ssm, norm_layer, p, **dd) for p in stage])
                 for stage in drop_paths
             ],
             norm=get_norm_layer(norm_layer)(dim, **dd),
             head=ClassifierHead(dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd),
-            feature_info=[dict(num_chs=dim, reduction=1) for _ in depths],
+            feature_info=[dict(num_chs=dim, reduction=patch) for _ in depths],
             in_chans=in_chans,
             num_classes=num_classes,
             img_size=size,

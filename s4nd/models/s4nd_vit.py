@@ -73,7 +73,7 @@ class S4NDViT(Backbone):
         stem_extent: length of the kernels of the 's4nd' stem to each side, in pixels of the training size.
         gated: GLU after the linear map that follows the mixer.
         channels: kernels a feature.
-        kernel, init, d_state, n_ssm, dt_min, dt_max, bandlimit: of every `S4ND`.
+        kernel, kernel_options, init, d_state, n_ssm, dt_min, dt_max, bandlimit: of every `S4ND`.
         window: of every `S4ND`; a pair for each grid where `set_input_size` made them differ (`level_windows`).
 
     Raises:
@@ -96,6 +96,7 @@ class S4NDViT(Backbone):
         gated: bool = True,
         channels: int = 1,
         kernel: str = 's4d',
+        kernel_options: Mapping[str, Any] | None = None,
         init: str | None = None,
         d_state: int = 64,
         n_ssm: int | None = None,
@@ -112,7 +113,8 @@ class S4NDViT(Backbone):
         choose('mixer', mixer, ('s4nd', 's4nd_1d'))
         size = image_size(img_size)
         ssm = dict(
-            kernel=kernel, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit,
+            kernel=kernel, kernel_options=kernel_options, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min,
+            dt_max=dt_max, bandlimit=bandlimit,
         )  # fmt: skip
         # What is on the grid of the image, then of each stage (the patches).
         windows = level_windows(window, len(depths))

@@ -29,6 +29,9 @@ __all__ = [
     'ModelConfig',
     'OptimConfig',
     'RunConfig',
+    'VideoConfig',
+    'VideoData',
+    'VideoModel',
     'load_config',
     'nearest',
     'save_config',
@@ -64,6 +67,12 @@ class ModelConfig:
 
 
 @dataclass
+class VideoModel(ModelConfig):
+    inflate: str | None = None  # begin with the weights of this 2-D model: a weights file, or a run's folder
+    frame_by_frame: bool = False  # `name` is a model of images; its scores are averaged over the frames
+
+
+@dataclass
 class OptimConfig:
     """Optimiser (any of timm's), schedule and averaging. Learning rates are per update."""
 
@@ -86,6 +95,7 @@ class EvalConfig:
 
     sizes: list[Any] = option([], parse=parse_size)  # noqa: RUF009 (it makes a field)  # images: 16 or 24x40; empty: the training size
     sample_rates: list[int] = option([], low=1)  # noqa: RUF009  # classes of sound: Hz; empty: the training rate
+    frame_rates: list[float] = option([], low=0.01)  # noqa: RUF009  # video: frames a second; empty: the training rate
     every: int = option(1, low=1)
     limit: int | None = option(None, low=1)  # evaluate on this many images, evenly over the classes
     weights: str = option('last', choices=('last', 'best'))  # which weights the final evaluation uses
@@ -103,6 +113,7 @@ class ImageData:
     sizes: list[Any] = option([], parse=parse_size)  # noqa: RUF009 (it makes a field)  # sizes shown in training; empty: `size`
     stage_epochs: list[int] = option([], low=1)  # noqa: RUF009  # epochs at each of `sizes` in turn; empty: a size drawn a batch
     source_size: int | None = option(None, low=1)  # folder: side to which decoded images are brought
+    sequence: bool = False  # read row by row, as height · width samples: for models of one axis
     stream: bool = False  # folder: decode during training (always so for imagenet)
     workers: int = option(4, low=0)  # stream: loader processes
     batch_size: int = option(128, low=1)  # images a process and step
@@ -145,10 +156,35 @@ class AudioData:
 
 
 @dataclass
+class VideoData:
+    """Clips of `seconds` at `frame_rate` frames a second, `size` × `size` pixels."""
+
+    kind: str = option('moving', choices=('moving', 'folder', 'hmdb51', 'ucf101'))
+    root: str | None = None  # a folder of class folders with video files or folders of frames; moving: Fashion-MNIST
+    download: bool = False  # moving: fetch Fashion-MNIST through torchvision, into root
+    split_files: str | None = None  # hmdb51, ucf101: the folder of the official lists
+    split: int = option(1, low=1, high=3)  # hmdb51, ucf101: which of the three
+    stored_rate: float | None = option(None, low=0.01)  # folders of frames: frames a second as they are stored
+    size: int = option(32, low=1)
+    frame_rate: float = option(8.0, low=0.01)
+    seconds: float = option(2.0, low=0.01)
+    workers: int = option(4, low=0)  # files: loader processes
+    batch_size: int = option(16, low=1)  # clips a process and step
+    val_fraction: float = option(0.0, low=0, high=0.9)  # held out of the training clips, class by class
+    train_count: int = option(6000, low=1)  # moving: clips an epoch, new ones in every epoch
+    test_count: int = option(1200, low=1)  # moving: clips to evaluate on
+    flip: bool = False  # files: random mirror image, left and right
+    crop_scale: float = option(1.0, low=0.01, high=1)  # files: smallest share of the picture that a random crop keeps
+    rand_augment_layers: int = option(0, low=0)  # files: RandAugment, the same for all frames of a clip
+    rand_augment_magnitude: int = option(7, low=0, high=10)
+    crop_pct: float = option(1.0, low=0.1, high=1)  # files: centre crop at evaluation
+
+
+@dataclass
 class RunConfig:
     """What every run has, whatever its task."""
 
-    task: str = option('image', choices=('image', 'audio'))
+    task: str = option('image', choices=('image', 'video', 'audio'))
     seed: int = option(0, low=0)
     out: str = ''  # results; empty: out/<name of the file>
     label: str = ''  # the run's name in tables and pictures; empty: the last part of out
@@ -173,11 +209,17 @@ class ImageConfig(RunConfig):
 
 
 @dataclass
+class VideoConfig(RunConfig):
+    model: VideoModel = field(default_factory=VideoModel)
+    data: VideoData = field(default_factory=VideoData)
+
+
+@dataclass
 class AudioConfig(RunConfig):
     data: AudioData = field(default_factory=AudioData)
 
 
-SCHEMAS: dict[str, type[RunConfig]] = {'image': ImageConfig, 'audio': AudioConfig}
+SCHEMAS: dict[str, type[RunConfig]] = {'image': ImageConfig, 'video': VideoConfig, 'audio': AudioConfig}
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -186,7 +228,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f'; known: {", ".join(sorted(known))}'
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> ImageConfig | AudioConfig:
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> ImageConfig | VideoConfig | AudioConfig:
     """Read the YAML file at `path` (None: no file), apply `key=value` overrides and check every key and value.
 
     Raises ConfigError, naming the option, its value and what was expected.
@@ -292,6 +334,7 @@ def _expected(schema: type, key: str) -> str:
         bool: 'true or false',
         str: 'text',
         list[int]: 'whole numbers, [8, 16]',
+        list[float]: 'numbers, [7.5, 15]',
         list[Any]: 'a list, [8, 16]',
     }
     options = [words.get(part, str(part)) for part in getattr(kind, '__args__', (kind,)) if part is not type(None)]

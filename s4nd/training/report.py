@@ -8,18 +8,20 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from s4nd.files import write_atomically
 from s4nd.training.sizes import parse_size
 
-__all__ = ['draw', 'main', 'read_report', 'sizes_of', 'table', 'write_report']
+__all__ = ['draw', 'frame_rates_of', 'main', 'read_report', 'sizes_of', 'table', 'write_report']
+
+_FPS = 'fps'  # ends the name of a frame rate
 
 
 def write_report(out: str | Path, report: dict[str, Any], name: str = 'report') -> list[Path]:
-    """Write `<name>.json`, `<name>.txt` and, where a metric was measured at several sizes, `<name>.png` into `out`.
+    """Write `<name>.json`, `<name>.txt` and, where a metric was measured at several sizes or frame rates, a picture.
 
     `report` holds at least 'label', 'metric' (the one to show), 'parameters' and 'results' ({'accuracy@16': 91.2, …}).
     Returns the paths written.
@@ -29,7 +31,7 @@ def write_report(out: str | Path, report: dict[str, Any], name: str = 'report') 
     text = json.dumps(report, indent=2, sort_keys=False) + '\n'
     write_atomically(paths[0], lambda temporary: temporary.write_text(text))
     write_atomically(paths[1], lambda temporary: temporary.write_text(table([report]) + '\n'))
-    if len(sizes_of(report)) > 1:
+    if max(len(sizes_of(report)), len(frame_rates_of(report))) > 1:
         paths.append(out / f'{name}.png')
         draw(paths[-1], [report])
     return paths
@@ -51,8 +53,17 @@ def read_report(folder: str | Path) -> dict[str, Any]:
 
 def sizes_of(report: dict[str, Any]) -> list[str]:
     """The sizes ('16', '24x40') at which the shown metric was measured, rising."""
+    return [name for name in _names(report) if not name.endswith(_FPS)]
+
+
+def frame_rates_of(report: dict[str, Any]) -> list[str]:
+    """The frame rates ('8fps') at which the shown metric was measured, rising."""
+    return [name for name in _names(report) if name.endswith(_FPS)]
+
+
+def _names(report: dict[str, Any]) -> list[str]:
     prefix = f'{report["metric"]}@'
-    return sorted((key.removeprefix(prefix) for key in report['results'] if key.startswith(prefix)), key=_side)
+    return sorted((key.removeprefix(prefix) for key in report['results'] if key.startswith(prefix)), key=_place)
 
 
 def table(reports: Sequence[dict[str, Any]]) -> str:
@@ -62,14 +73,14 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
     """
     columns: dict[str, None] = {}
     for report in reports:
-        sized = [f'{report["metric"]}@{size}' for size in sizes_of(report)]
+        sized = [f'{report["metric"]}@{name}' for name in _names(report)]
         columns.update(dict.fromkeys(sized or [key for key in report['results'] if '@' not in key]))
-    keys = sorted(columns, key=lambda key: _side(key.partition('@')[2] or '1'))
+    keys = sorted(columns, key=lambda key: _place(key.partition('@')[2] or '1'))
     rows = [['run', 'parameters', 'trained at', *keys]]
     for report in reports:
-        size = report.get('size')
-        cells = [_cell(report['results'].get(key), str(size) == key.partition('@')[2]) for key in keys]
-        rows.append([report['label'], f'{report["parameters"]:,}', str(size or '-'), *cells])
+        trained = _trained_at(report)
+        cells = [_cell(report['results'].get(key), key.partition('@')[2] in trained) for key in keys]
+        rows.append([report['label'], f'{report["parameters"]:,}', ', '.join(trained) or '-', *cells])
         if 'milliseconds' in report:
             times = [report['milliseconds'].get(key.partition('@')[2]) for key in keys]
             rows.append(['  ms an image', '', '', *(_cell(value, False) for value in times)])
@@ -81,7 +92,8 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
 def draw(path: str | Path, reports: Sequence[dict[str, Any]]) -> None:
     """The shown metric against the size, one line a run, the training size ringed; dashed: the time an image.
 
-    A size that is not a square stands where a square of as many pixels would.
+    A size that is not a square stands where a square of as many pixels would. Runs that were measured at several frame
+    rates have a panel beside it, against these.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -89,33 +101,41 @@ def draw(path: str | Path, reports: Sequence[dict[str, Any]]) -> None:
     reports = [report for report in reports if sizes_of(report)]
     if not reports:
         raise ValueError('no run was measured at more than one size: nothing to draw')
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
-    axes = figure.add_subplot()
+    rated = [report for report in reports if len(frame_rates_of(report)) > 1]
+    panels = 2 if rated else 1
+    figure = Figure(figsize=(7 * panels, 4.5), layout='constrained')
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_lines(axes[0], reports, sizes_of, reports[0].get('unit', 'pixels a side'))
+    _draw_times(axes[0], reports)
+    if rated:
+        _draw_lines(axes[1], rated, frame_rates_of, 'frames a second')
+    write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+
+
+def _draw_lines(
+    axes: Any, reports: Sequence[dict[str, Any]], names_of: Callable[[dict[str, Any]], list[str]], unit: str
+) -> None:
     for report in reports:
-        sizes, metric = sizes_of(report), report['metric']
-        values = [report['results'][f'{metric}@{size}'] for size in sizes]
-        sides = [_side(size) for size in sizes]
-        (line,) = axes.plot(sides, values, marker='o', label=report['label'])
-        trained = str(report.get('size'))
-        if trained in sizes:
+        names, metric = names_of(report), report['metric']
+        values = [report['results'][f'{metric}@{name}'] for name in names]
+        (line,) = axes.plot([_side(name) for name in names], values, marker='o', label=report['label'])
+        for trained in set(_trained_at(report)) & set(names):
             value = report['results'][f'{metric}@{trained}']
             axes.plot(_side(trained), value, 'o', markersize=13, fillstyle='none', color=line.get_color())
     ticks: dict[float, dict[str, None]] = {}
-    for size in sorted({size for report in reports for size in sizes_of(report)}, key=_side):
-        ticks.setdefault(_side(size), {})[size] = None
+    for name in sorted({name for report in reports for name in names_of(report)}, key=_side):
+        ticks.setdefault(_side(name), {})[name.removesuffix(_FPS)] = None
     axes.set_xscale('log', base=2)
     # What is not a square stands a line lower, clear of the squares beside it.
     axes.set_xticks(list(ticks), ['\n'.join(['', *names] if 'x' in min(names) else names) for names in ticks.values()])
     axes.minorticks_off()
-    axes.set_xlabel(f'evaluated at ({reports[0].get("unit", "pixels a side")}; ring: trained there)')
+    axes.set_xlabel(f'evaluated at ({unit}; ring: trained there)')
     metric = reports[0]['metric']
     axes.set_ylabel('accuracy (%)' if metric == 'accuracy' else metric.replace('_', ' '))
     if metric == 'accuracy':
         axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right' if any('milliseconds' in report for report in reports) else 'best')
-    _draw_times(axes, reports)
-    write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
 
 
 def _draw_times(axes: Any, reports: Sequence[dict[str, Any]]) -> None:
@@ -131,9 +151,19 @@ def _draw_times(axes: Any, reports: Sequence[dict[str, Any]]) -> None:
     right.set_ylabel('ms an image (dashed)')
 
 
-def _side(size: str) -> float:
-    """The side of the square with as many pixels."""
-    return math.sqrt(math.prod(parse_size(size)))
+def _trained_at(report: dict[str, Any]) -> list[str]:
+    """The size, and for video the frame rate, at which a run was trained."""
+    return [str(report[key]) for key in ('size', 'frame_rate') if key in report]
+
+
+def _side(name: str) -> float:
+    """Where a size or a frame rate stands: the side of the square with as many pixels, frames a second."""
+    return float(name.removesuffix(_FPS)) if name.endswith(_FPS) else math.sqrt(math.prod(parse_size(name)))
+
+
+def _place(name: str) -> tuple[bool, float]:
+    """Sizes before frame rates, both rising."""
+    return name.endswith(_FPS), _side(name)
 
 
 def main(arguments: Sequence[str]) -> None:

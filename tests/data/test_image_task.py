@@ -53,6 +53,19 @@ def test_the_model_sees_normalised_images_at_the_training_size(size: int, stored
         assert torch.allclose(seen, expected.sum((2, 3)).sort(0).values, atol=size * size * 4 / 255)
 
 
+def test_a_sequence_is_an_image_row_by_row() -> None:
+    task, picture, probe = make(4, sequence=True), make(4), Probe(torch.zeros(4))
+    assert task.grid((4, 6)) == [24] and picture.grid((4, 6)) == [4, 6]
+    batch = next(iter(task.train_batches(0)))
+    task.loss(probe, batch)
+    image = picture.prepare(batch[0], (4, 4))
+    assert probe.seen[-1].shape == (10, 3, 16)
+    assert torch.equal(probe.seen[-1][:, :, 5], image[:, :, 1, 1])
+    assert torch.equal(probe.seen[-1], image.reshape(10, 3, 16))
+    task.evaluate_at(probe, CPU, [(2, 3)])
+    assert probe.seen[-1].shape[1:] == (3, 6)
+
+
 def test_epochs_differ_and_repeat() -> None:
     task = make(crop_padding=1, flip=True)
     first, again, second = (torch.cat([labels for _, labels, _ in task.train_batches(epoch)]) for epoch in (0, 0, 1))

@@ -12,7 +12,7 @@ from timm.models._manipulate import group_parameters
 from tests.models.families import REGISTERED, SMALL, build, image, size_of
 
 CASES = list(SMALL)
-FAMILIES = ['convnext', 'vit', 'isotropic']
+FAMILIES = ['convnext', 'vit', 'isotropic', 'ccnn batchnorm']
 
 
 @pytest.fixture(params=CASES)
@@ -133,8 +133,9 @@ def test_optimiser_patterns_match(case: str) -> None:
     for pattern in model.no_weight_decay():
         assert fnmatch.filter(names, pattern)
     spared = [name for name in names if any(fnmatch.fnmatch(name, p) for p in model.no_weight_decay())]
-    assert bool(spared) == any('kernels' in name for name in names)
-    assert all(name.rsplit('.', 1)[-1] in ('log_dt', 'log_A_real', 'A_imag', 'B', 'P') for name in spared)
+    assert bool(spared) == any('kernel' in name for name in names)
+    ssm = ('log_dt', 'log_A_real', 'A_imag', 'B', 'P')
+    assert all(name.rsplit('.', 1)[-1] in ssm or '.conv.kernel.' in name for name in spared)
     for coarse in (False, True):
         layers = group_parameters(model, model.group_matcher(coarse), reverse=True)
         assert set(layers) == set(names)

@@ -11,7 +11,7 @@ from timm.optim import create_optimizer_v2
 
 from tests.models.families import SMALL, build, image, size_of
 
-FAMILIES = ['convnext', 'vit', 'isotropic']
+FAMILIES = ['convnext', 'vit', 'isotropic', 'ccnn batchnorm']
 CASES = list(SMALL)
 
 
@@ -165,7 +165,7 @@ def test_layer_decay(case: str) -> None:
     assert scales('head.') == {1.0}
     assert scales('stem.') == {min(scale.values())}
     for name, p in names.items():
-        ssm = name.rsplit('.', 1)[-1] in ('log_dt', 'log_A_real', 'A_imag', 'B', 'P')
+        ssm = name.rsplit('.', 1)[-1] in ('log_dt', 'log_A_real', 'A_imag', 'B', 'P') or '.conv.kernel.' in name
         assert decay[id(p)] == (0.0 if ssm or p.dim() < 2 else 0.05)
     optimizer.zero_grad()
     model(image(size_of(case))).square().sum().backward()
@@ -191,8 +191,9 @@ def test_weights_made_from_nothing_are_those_of_a_constructor(case: str) -> None
     model.init_weights()
     fresh = timm.create_model(name, **options)
     for (key, got), expected in zip(model.state_dict().items(), fresh.state_dict().values(), strict=True):
-        if key.endswith(('.weight', '.C', '.D', '.log_dt', '.P')) and expected.std() > 0:
-            # Drawn: of the same distribution.
+        drawn = key.endswith(('.weight', '.C', '.D', '.log_dt', '.P')) or '.conv.kernel.' in key
+        if drawn and (expected.dim() == 0 or expected.std() != 0):
+            # Of the same distribution.
             assert got.numel() < 64 or float(got.std() / expected.std()) == pytest.approx(1.0, abs=0.4), key
         else:
             torch.testing.assert_close(got, expected, atol=0, rtol=0, msg=key)

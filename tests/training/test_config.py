@@ -60,7 +60,7 @@ def test_the_task_chooses_the_data_options(path: Path) -> None:
         ('optim.lr=-1', r'optim.lr: expected at least 0, got -1'),
         ('optim.lr=nan', r'optim.lr: expected at least 0, got nan'),
         ('data.val_fraction=2', r'data.val_fraction: expected at most 0.9, got 2'),
-        ('task=video', r"task: expected one of image, audio, got 'video'"),
+        ('task=speech', r"task: expected one of image, video, audio, got 'speech'"),
         ('epochs', r"'epochs': expected key=value"),
         ('--epochs=3', r"'--epochs=3': expected key=value"),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from s4nd.training.report import draw, main, read_report, sizes_of, table, write_report
+from s4nd.training.report import draw, frame_rates_of, main, read_report, sizes_of, table, write_report
 
 
 def report(label: str = 'ours', **results: float) -> dict:
@@ -89,3 +89,17 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='nothing to draw'):
         main([str(tmp_path), f'picture={tmp_path}/x.png'])
     json.loads((tmp_path / 'report.json').read_text())
+
+
+def test_frame_rates_have_columns_and_a_panel_of_their_own(tmp_path: Path) -> None:
+    clips = report('clips', accuracy_at_16=70.0, accuracy_at_32=71.0, accuracy_at_8fps=69.0, accuracy_at_4fps=70.0)
+    clips['frame_rate'] = '4fps'
+    assert sizes_of(clips) == ['16', '32'] and frame_rates_of(clips) == ['4fps', '8fps']
+    lines = table([clips, OURS]).splitlines()
+    assert lines[0].split()[4:] == [f'accuracy@{name}' for name in ('8', '16', '32', '64', '4fps', '8fps')]
+    assert lines[2].split() == ['clips', '123,456', '16,', '4fps', '-', '70.00*', '71.00', '-', '70.00*', '69.00']
+    draw(tmp_path / 'both.png', [clips, OURS])
+    with Image.open(tmp_path / 'both.png') as picture:
+        assert picture.size == (1400, 450)
+    del clips['results']['accuracy@32']  # one size, two frame rates: there is still something to draw
+    assert [path.suffix for path in write_report(tmp_path / 'run', clips)] == ['.json', '.txt', '.png']
