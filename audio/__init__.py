@@ -5,11 +5,13 @@ Train with train.py and a configuration from configs/audio; generate with `gener
 
 from audio.backbone import SaShiMiBackbone
 from audio.generation import Generator, generate, load_generator
+from audio.imputation import SSSDS4, impute
 from audio.quantization import Quantizer
 from audio.sashimi import SaShiMi
 from audio.task import AutoregressiveTask, build
 
 __all__ = [
+    'SSSDS4',
     'AutoregressiveTask',
     'Generator',
     'Quantizer',
@@ -17,5 +19,6 @@ __all__ = [
     'SaShiMiBackbone',
     'build',
     'generate',
+    'impute',
     'load_generator',
 ]

@@ -56,9 +56,7 @@ class DiffusionSaShiMi(nn.Module):
         self.diffusion = Diffusion(steps, beta_min, beta_max)
         self.num_classes = num_classes
         self.enter = nn.Linear(1, d_model)
-        self.step_embedding = nn.Sequential(
-            nn.Linear(STEP_FEATURES, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU()
-        )
+        self.step_embedding = step_network(condition)
         self.class_embedding = None if num_classes is None else nn.Embedding(num_classes, condition)
         self.backbone = SaShiMiBackbone(
             d_model,
@@ -90,6 +88,11 @@ class DiffusionSaShiMi(nn.Module):
             condition = condition + self.class_embedding(label)
         y = self.backbone(F.relu(self.enter(x[..., None])), condition)
         return self.leave(y)[..., 0]
+
+
+def step_network(width: int) -> nn.Sequential:
+    """`step_features` (B, 128) -> the condition that the blocks take (B, width) (DiffWave, section 3.1)."""
+    return nn.Sequential(nn.Linear(STEP_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
 
 def step_features(t: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
 """Denoising diffusion of any signal: the forward process, the objective and its reversal, for any denoiser.
 
 Noise is added in T steps, q(x_t | x_{t-1}) = N(√(1 - β_t) x_{t-1}, β_t I), so that x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε with
-ᾱ_t = Π_{s≤t} (1 - β_s) (DDPM, arXiv 2006.11239, equation 4). A denoiser predicts ε from x_t and t; from its prediction
-the steps are undone one by one, or a few levels at a time (DDIM, arXiv 2010.02502, equation 12).
+ᾱ_t = Π_{s≤t} (1 - β_s) (DDPM, arXiv 2006.11239, equation 4). A denoiser predicts ε, or x_0, from x_t and t; from its
+prediction the steps are undone one by one, or a few levels at a time (DDIM, arXiv 2010.02502, equation 12).
 
-Nothing here knows what the signal is: a denoiser is a function (x_t (B, …), t (B,)) -> ε (B, …), and what it is
+Nothing here knows what the signal is: a denoiser is a function (x_t (B, …), t (B,)) -> ε or x_0 (B, …), and what it is
 conditioned on is its own affair.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -19,25 +19,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+# One generator for all rows of a batch, or one for each; None: torch's own.
+Random = torch.Generator | Sequence[torch.Generator] | None
+PREDICTIONS = ('noise', 'signal')
 
 
 @dataclass(frozen=True)
 class Diffusion:
     """The levels t = 0 (the signal) … `steps`, with β rising linearly from `beta_min` to `beta_max`.
 
-    The defaults are DiffWave's (arXiv 2009.09761) for unconditional sound: 200 steps, 1e-4 to .02.
-    Raises ValueError for values outside 0 < beta_min <= beta_max < 1 or no steps.
+    The defaults are DiffWave's (arXiv 2009.09761) for unconditional sound: 200 steps, 1e-4 to .02. `predicts` says what
+    the denoiser gives, and what the loss compares: 'noise' (ε) or 'signal' (x_0). Either follows from the other; the
+    errors of 'noise' weigh more where little noise is left, those of 'signal' alike at every level.
+    Raises ValueError for values outside 0 < beta_min <= beta_max < 1, no steps, or another prediction.
     """
 
     steps: int = 200
     beta_min: float = 1e-4
     beta_max: float = 0.02
+    predicts: str = 'noise'
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f'steps must be at least 1, got {self.steps}')
         if not 0 < self.beta_min <= self.beta_max < 1:
             raise ValueError(f'expected 0 < beta_min <= beta_max < 1, got {self.beta_min} and {self.beta_max}')
+        if self.predicts not in PREDICTIONS:
+            raise ValueError(f'predicts must be one of {", ".join(PREDICTIONS)}, got {self.predicts!r}')
 
     @cached_property
     def alpha_bar(self) -> Tensor:
@@ -50,14 +58,19 @@ class Diffusion:
         alpha_bar = self.alpha_bar[t.cpu()].reshape(-1, *[1] * (x.dim() - 1))
         return alpha_bar.sqrt().to(x) * x + (1 - alpha_bar).sqrt().to(x) * noise
 
-    def loss(self, denoise: Denoiser, x: Tensor, random: torch.Generator | None = None) -> Tensor:
-        """Mean squared error of the predicted noise, at a level drawn uniformly for each row (DDPM, equation 14).
+    def loss(
+        self, denoise: Denoiser, x: Tensor, random: torch.Generator | None = None, where: Tensor | None = None
+    ) -> Tensor:
+        """Mean squared error of the prediction, at a level drawn uniformly for each row (DDPM, equation 14).
 
         `random`: a CPU generator, so that the draws are the same on every device; None: torch's own.
+        `where`: a mask of x's shape, the mean is taken over its True entries; None: over all.
         """
         t = torch.randint(1, self.steps + 1, (len(x),), generator=random)
         noise = torch.randn(x.shape, generator=random, dtype=x.dtype).to(x.device)
-        return F.mse_loss(denoise(self.noised(x, t, noise), t.to(x.device)).to(x.dtype), noise)
+        predicted = denoise(self.noised(x, t, noise), t.to(x.device)).to(x.dtype)
+        target = noise if self.predicts == 'noise' else x
+        return F.mse_loss(predicted, target) if where is None else F.mse_loss(predicted[where], target[where])
 
     def denoised(self, x: Tensor, predicted: Tensor, t: int, s: int, noise: Tensor | None = None) -> Tensor:
         """From level t to a lower level s: x_t and the predicted noise -> x_s.
@@ -89,22 +102,31 @@ class Diffusion:
         noise: Tensor,
         *,
         steps: int | None = None,
-        random: torch.Generator | None = None,
+        random: Random = None,
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
         """A signal from `noise` (B, …), which stands for the highest level.
 
         Args:
             steps: None: every level, a random draw at each (DDPM); a number: so many, without further noise (DDIM).
-            random: generator of those draws, on the device of `noise`.
+            random: generator of those draws, on the device of `noise`; one for each row makes a row's draws its own.
             progress: called with the number of steps done, after each.
         """
         x = noise
         for done, (t, s) in enumerate(pairwise([*self.levels(steps), 0]), 1):
             predicted = denoise(x, torch.full((len(x),), t, device=x.device)).to(x.dtype)
+            if self.predicts == 'signal':
+                now = float(self.alpha_bar[t])
+                predicted = (x - math.sqrt(now) * predicted) / math.sqrt(1 - now)
             draw = steps is None and s > 0
-            fresh = torch.randn(x.shape, generator=random, dtype=x.dtype, device=x.device) if draw else None
-            x = self.denoised(x, predicted, t, s, fresh)
+            x = self.denoised(x, predicted, t, s, normal_like(x, random) if draw else None)
             if progress is not None:
                 progress(done)
         return x
+
+
+def normal_like(x: Tensor, random: Random) -> Tensor:
+    """Normal noise of the shape, dtype and device of x (B, …)."""
+    if random is None or isinstance(random, torch.Generator):
+        return torch.randn(x.shape, generator=random, dtype=x.dtype, device=x.device)
+    return torch.stack([torch.randn(x.shape[1:], generator=row, dtype=x.dtype, device=x.device) for row in random])

@@ -1,5 +1,6 @@
 """The diffusion process, its objective and its samplers, against closed forms."""
 
+import dataclasses
 import math
 
 import pytest
@@ -81,6 +82,51 @@ def test_who_knows_the_noise_recovers_the_signal(steps: int | None) -> None:
     torch.testing.assert_close(out, signal, atol=1e-11, rtol=0)
 
 
+@pytest.mark.parametrize('steps', [None, 5])
+def test_predicting_the_signal_is_predicting_the_noise(steps: int | None) -> None:
+    # The same half-right prediction, told in both ways.
+    torch.manual_seed(0)
+    signal, noise = torch.randn(2, 3, 7, dtype=torch.float64)
+    by_signal = dataclasses.replace(SHORT, predicts='signal')
+
+    def guess(x: Tensor, t: Tensor) -> Tensor:
+        return 0.5 * signal + 0.1 * x * t[:, None]
+
+    def noise_of(x: Tensor, t: Tensor) -> Tensor:
+        alpha_bar = SHORT.alpha_bar[t][:, None]
+        return (x - alpha_bar.sqrt() * guess(x, t)) / (1 - alpha_bar).sqrt()
+
+    draws = [
+        diffusion.sample(denoise, noise, steps=steps, random=torch.Generator().manual_seed(0))
+        for diffusion, denoise in ((by_signal, guess), (SHORT, noise_of))
+    ]
+    torch.testing.assert_close(*draws, atol=1e-10, rtol=1e-10)
+    x, random = torch.randn(4, 50), torch.Generator().manual_seed(0)
+    assert by_signal.loss(lambda _x, t: x + 0.5, x, random).item() == pytest.approx(0.25, rel=1e-5)
+
+
+def test_a_loss_where_it_is_asked_for() -> None:
+    x, where = torch.randn(4, 50), torch.arange(50).expand(4, 50) % 3 == 0
+    whole, part = (
+        SHORT.loss(lambda x, t: torch.where(where, 0, 7) + 0 * x, x, torch.Generator().manual_seed(0), chosen)
+        for chosen in (None, where)
+    )
+    assert part.item() == pytest.approx(1, abs=0.4) and whole.item() > 20
+    part = SHORT.loss(lambda x, t: torch.where(where, x, 7), x, torch.Generator().manual_seed(0), where)
+    random = torch.Generator().manual_seed(0)
+    t = torch.randint(1, 13, (4,), generator=random)
+    noise = torch.randn(4, 50, generator=random)
+    assert part.item() == pytest.approx((SHORT.noised(x, t, noise) - noise)[where].square().mean().item(), rel=1e-5)
+
+
+def test_a_row_with_a_generator_of_its_own_draws_the_same_in_any_batch() -> None:
+    def draw(rows: int) -> Tensor:
+        generators = [torch.Generator().manual_seed(row) for row in range(rows)]
+        return SHORT.sample(lambda x, t: 0.1 * x, torch.ones(rows, 4), random=generators)
+
+    assert torch.equal(draw(2), draw(3)[:2]) and not torch.equal(*draw(2))
+
+
 def test_the_full_sampler_reproduces_a_distribution() -> None:
     # For x_0 ~ N(.5, .2²) the best denoiser is known: ε̂ = √(1 - ᾱ) (x - √ᾱ μ) / (ᾱ σ² + 1 - ᾱ).
     mean, deviation = 0.5, 0.2
@@ -144,8 +190,9 @@ def test_the_loss_is_the_error_of_the_noise() -> None:
         ({'beta_min': 0.0}, 'got 0.0 and 0.02'),
         ({'beta_min': 0.5}, 'got 0.5 and 0.02'),
         ({'beta_max': 1.0}, 'got 0.0001 and 1.0'),
+        ({'predicts': 'velocity'}, "predicts must be one of noise, signal, got 'velocity'"),
     ],
 )
-def test_bad_schedules(options: dict[str, float], message: str) -> None:
+def test_bad_schedules(options: dict[str, float | str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Diffusion(**options)
