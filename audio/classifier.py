@@ -53,7 +53,7 @@ class WaveClassifier(nn.Module):
         dims: features of the filters, and of each stage.
         depths: blocks of each stage.
         pool: samples that each stage's average pool makes one.
-        d_state, init, bandlimit: of 's4nd', see `s4nd.S4ND`.
+        kernel, d_state, init, bandlimit, kernel_options: of 's4nd', see `s4nd.S4ND`.
         dt_min, dt_max: of the stages' 's4nd'. The filters' dt is 1 / d_state, which for the default init spreads their
             frequencies evenly up to a quarter of the training rate.
         reach: longest lag of the 's4nd' filters, in samples of the training rate.
@@ -72,11 +72,13 @@ class WaveClassifier(nn.Module):
         dims: Sequence[int] = (32, 64, 64),
         depths: Sequence[int] = (2, 2),
         pool: Sequence[int] = (40, 4),
+        kernel: str = 's4d',
         d_state: int = 64,
         init: str | None = None,
         dt_min: float = 0.02,
         dt_max: float = 0.5,
         bandlimit: float | None = None,
+        kernel_options: dict | None = None,
         reach: int = 96,
         kernel_size: int = 127,
         dropout: float = 0.0,
@@ -95,7 +97,10 @@ class WaveClassifier(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f'kernel_size must be odd, so that the kernel has a middle, got {kernel_size}')
         self.num_classes, self.clip_samples, self.pool = num_classes, clip_samples, tuple(pool)
-        ssm = {'d_state': d_state, 'init': init, 'bandlimit': bandlimit}
+        ssm = {
+            'kernel': kernel, 'd_state': d_state, 'init': init, 'bandlimit': bandlimit,
+            'kernel_options': kernel_options,
+        }  # fmt: skip
         filters = ssm | {'out_channels': dims[0], 'dt_min': 1 / d_state, 'dt_max': 1 / d_state, 'l_max': reach}
         stages = ssm | {'dt_min': dt_min, 'dt_max': dt_max}
         self.filters = _mixer(mixer, 1, clip_samples, dims[0], kernel_size, filters)

@@ -8,6 +8,7 @@ holds the files that were passed over, with the reason.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from audio.files import (
     whole_files,
 )
 from audio.io import read_audio, resample
+
+if TYPE_CHECKING:
+    from s4nd.training.config import AudioData
 
 NORMALISATIONS = ('none', 'peak', 'min-max')
 
@@ -157,6 +161,34 @@ class PluckedClips(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.clips[index]
+
+
+def clip_parts(data: 'AudioData', seed: int) -> dict[str, Dataset]:
+    """Train, validation and test clips that a configuration describes.
+
+    Raises ValueError where there is no such data.
+    """
+    if data.kind == 'plucked':
+        sizes = {'train': data.train_count, 'val': data.test_count, 'test': data.test_count}
+        return {
+            part: PluckedClips(count, data.clip_samples, data.sample_rate, (seed, i))
+            for i, (part, count) in enumerate(sizes.items())
+        }
+    if data.root is None:
+        raise ValueError('data.root: a folder of audio files must be given, or a tar of them (data.root=/path)')
+    common = {'normalise': data.normalise, 'labels': data.labels, 'seed': seed}
+    if data.kind == 'sc09':
+        return dict(sc09_parts(data.root, data.clip_samples, data.sample_rate, download=data.download, **common))
+    if not Path(data.root).exists():
+        raise ValueError(f'data.root: no folder at {data.root}')
+    # The packs of spoken digits name digit, speaker and index in each file.
+    split = 'digits' if data.kind == 'digits' else data.split
+    fraction, cache = data.val_fraction, data.cache
+    return dict(
+        folder_parts(
+            data.root, data.clip_samples, data.sample_rate, split=split, fraction=fraction, cache=cache, **common
+        )
+    )
 
 
 def folder_parts(

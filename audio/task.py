@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from audio.classifier import WaveClassifier
-from audio.datasets import PluckedClips, folder_parts, sc09_parts
+from audio.datasets import clip_parts
 from audio.denoiser import DiffusionSaShiMi
 from audio.diffusion import Diffusion
 from audio.quantization import Quantizer
@@ -149,6 +148,7 @@ class ClassificationTask(ClipTask):
 
     Args:
         test_at: sample rate (Hz) -> the test clips at that rate: the same seconds, so another number of samples.
+        channel: the model takes a channel axis, (B, 1, L).
         The rest: see `ClipTask`.
     """
 
@@ -161,17 +161,21 @@ class ClassificationTask(ClipTask):
         sample_rate: int,
         batch_size: int,
         *,
+        channel: bool = False,
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
         super().__init__(parts, sample_rate, batch_size, seed=seed, limit=limit)
-        self.test_at, self.sample_rate = test_at, sample_rate
+        self.test_at, self.sample_rate, self.channel = test_at, sample_rate, channel
         self.monitor = f'accuracy@{sample_rate}'
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy of waveforms (B, L) and labels (B,)."""
         waves, labels = batch
-        return F.cross_entropy(model(waves).float(), labels)
+        return F.cross_entropy(self._logits(model, waves), labels)
+
+    def _logits(self, model: nn.Module, waves: Tensor) -> Tensor:
+        return model(waves[:, None] if self.channel else waves).float()
 
     def evaluate(self, model: nn.Module, device: torch.device | str) -> dict[str, float]:
         """Accuracy and cross-entropy at the training rate, on the validation clips."""
@@ -189,7 +193,7 @@ class ClassificationTask(ClipTask):
     def _score(self, model: nn.Module, device: torch.device | str, clips: Dataset, rate: int) -> dict[str, float]:
         right, entropy, count = 0, 0.0, 0
         for waves, labels in self.batches(clips, device):
-            logits = model(waves).float()
+            logits = self._logits(model, waves)
             right += int((logits.argmax(1) == labels).sum())
             entropy += float(F.cross_entropy(logits, labels, reduction='sum'))
             count += len(labels)
@@ -265,25 +269,30 @@ def _clips_in(batch: Tensor | tuple[Tensor, Tensor]) -> int:
     return len(batch) if isinstance(batch, Tensor) else len(batch[0])
 
 
-def build(config: 'AudioConfig') -> tuple[nn.Module, ClipTask]:
+def build(config: 'AudioConfig', make: Callable[..., nn.Module] | None = None) -> tuple[nn.Module, ClipTask]:
     """Model and task of a resolved configuration; completes `config.model.args` by what follows from the data.
+
+    `make` builds a classifier of sequences (B, 1, L) from its keywords, where `config.model.name` is no model of this
+    package.
 
     Raises ValueError for a model or option that does not exist, or that the data does not fit.
     """
     data, name = config.data, config.model.name
-    _model_class(name)
-    parts = _parts(data, config.seed)
+    if make is None:
+        _model_class(name)
+    parts = clip_parts(data, config.seed)
     config.model.args = _completed(config.model.args, name, data, parts['train'].classes)
     torch.manual_seed(config.seed)
-    model = build_model(name, config.model.args, data.bits)
+    model = build_model(name, config.model.args, data.bits) if make is None else make(config.model.args)
     common = {'seed': config.seed, 'limit': config.eval.limit}
-    if name in CLASSIFIERS:
+    if _classifies(name):
 
         def test_at(rate: int) -> Dataset:
             samples = round(data.clip_samples * rate / data.sample_rate)
-            return _parts(replace(data, sample_rate=rate, clip_samples=samples), config.seed)['test']
+            return clip_parts(replace(data, sample_rate=rate, clip_samples=samples), config.seed)['test']
 
-        return model, ClassificationTask(parts, test_at, data.sample_rate, data.batch_size, **common)
+        channel = make is not None
+        return model, ClassificationTask(parts, test_at, data.sample_rate, data.batch_size, channel=channel, **common)
     if name == DIFFUSION_NAME:
         return model, DiffusionTask(parts, model.diffusion, data.sample_rate, data.batch_size, **common)
     quantizer = Quantizer(data.quantizer, data.bits, data.convention)
@@ -310,9 +319,13 @@ def _model_class(name: str) -> type[nn.Module]:
     return MODELS[name]
 
 
+def _classifies(name: str) -> bool:
+    return name in CLASSIFIERS or name not in MODELS  # one that was handed in
+
+
 def _completed(args: Mapping[str, Any], name: str, data: 'AudioData', classes: Sequence[str]) -> dict[str, Any]:
-    """`args` with the number of classes and, for a classifier, the clips' samples (and rate)."""
-    if name in CLASSIFIERS and not classes:
+    """`args` with the number of classes and, for a classifier, the clips' samples (and rate, or channels)."""
+    if _classifies(name) and not classes:
         raise ValueError(f'data.labels: a classifier needs classes, expected folder or name, got {data.labels}')
     found = len(classes) or None
     if args.get('num_classes', found) != found:
@@ -321,30 +334,8 @@ def _completed(args: Mapping[str, Any], name: str, data: 'AudioData', classes: S
             f'{"" if found else " (data.labels names where they are written)"}'
         )
     args = dict(args) if found is None else {**args, 'num_classes': found}
+    if name not in MODELS:
+        return {'in_chans': 1, 'img_size': [data.clip_samples], **args}
     if name in CLASSIFIERS:
         args = {'clip_samples': data.clip_samples, **args}
     return {'sample_rate': data.sample_rate, **args} if name == SPECTROGRAM_NAME else args
-
-
-def _parts(data: 'AudioData', seed: int) -> dict[str, Dataset]:
-    if data.kind == 'plucked':
-        sizes = {'train': data.train_count, 'val': data.test_count, 'test': data.test_count}
-        return {
-            part: PluckedClips(count, data.clip_samples, data.sample_rate, (seed, i))
-            for i, (part, count) in enumerate(sizes.items())
-        }
-    if data.root is None:
-        raise ValueError('data.root: a folder of audio files must be given, or a tar of them (data.root=/path)')
-    common = {'normalise': data.normalise, 'labels': data.labels, 'seed': seed}
-    if data.kind == 'sc09':
-        return dict(sc09_parts(data.root, data.clip_samples, data.sample_rate, download=data.download, **common))
-    if not Path(data.root).exists():
-        raise ValueError(f'data.root: no folder at {data.root}')
-    # The packs of spoken digits name digit, speaker and index in each file.
-    split = 'digits' if data.kind == 'digits' else data.split
-    fraction, cache = data.val_fraction, data.cache
-    return dict(
-        folder_parts(
-            data.root, data.clip_samples, data.sample_rate, split=split, fraction=fraction, cache=cache, **common
-        )
-    )
