@@ -44,7 +44,7 @@ class Stretch:
     stop: int
 
 
-def scan_folder(root: str | Path) -> tuple[list[AudioFile], dict[Path, str]]:
+def scan_folder(root: str | Path, *, silent: bool = False) -> tuple[list[AudioFile], dict[Path, str]]:
     """All usable audio files below `root`, sorted by path, and those passed over with the reason; see `scan_files`.
 
     Raises FileNotFoundError for a missing folder, ValueError for one without any usable audio file.
@@ -55,14 +55,16 @@ def scan_folder(root: str | Path) -> tuple[list[AudioFile], dict[Path, str]]:
     paths = sorted(p for p in root.rglob('*') if _is_audio(p.name) and p.is_file())
     if not paths:
         raise ValueError(f'{root}: no audio files ({", ".join(SUFFIXES)}) in this folder')
-    return scan_files(root, paths)
+    return scan_files(root, paths, silent=silent)
 
 
-def scan_files(root: str | Path, paths: Iterable[Path]) -> tuple[list[AudioFile], dict[Path, str]]:
+def scan_files(
+    root: str | Path, paths: Iterable[Path], *, silent: bool = False
+) -> tuple[list[AudioFile], dict[Path, str]]:
     """The usable ones of `paths` (below `root`) and those passed over with the reason: missing, corrupt, empty, silent.
 
-    Reads each file once, block by block. Warns, naming files and count, where some are passed over. Raises ValueError
-    where none is usable.
+    Silent ones are usable with `silent`, for what a model made. Reads each file once, block by block. Warns, naming
+    files and count, where some are passed over. Raises ValueError where none is usable.
     """
     files, skipped = [], {}
     for path in paths:
@@ -71,7 +73,7 @@ def scan_files(root: str | Path, paths: Iterable[Path]) -> tuple[list[AudioFile]
         except (ValueError, FileNotFoundError) as error:
             skipped[path] = str(error).removeprefix(f'{path}: ')
             continue
-        if peak == 0:
+        if peak == 0 and not silent:
             skipped[path] = 'silent'
         else:
             files.append(AudioFile(path, info.frames, info.sample_rate, peak))

@@ -178,6 +178,7 @@ def evaluate(
 
     Args:
         generated: folder of sound files of any rate; each is cut or filled up with silence to the classifier's length.
+            A silent one counts as any other.
         classifier: run of a spectrogram classifier; its data are the real clips.
         bits: bits a sample (N,) of the files, in order of their names, under the autoregressive model that generated
             them (`generated_bits`), for the rejection; None: no such row.
@@ -187,7 +188,7 @@ def evaluate(
     config = _config_of(classifier, real)
     judge = load_classifier(classifier)
     _, task = build(config)
-    files, passed_over = scan_folder(generated)
+    files, passed_over = scan_folder(generated, silent=True)
     data = config.data
     waves = [_window(file.path, data.sample_rate, data.clip_samples) for file in files]
     if data.normalise != 'none':
@@ -224,7 +225,7 @@ def generated_bits(checkpoint: str | Path, generated: str | Path, labels: str = 
         wish = f'expected labels=folder or labels=name ({", ".join(source.classes)})' if source.classes else 'has none'
         raise ValueError(f'labels={labels!r} does not fit the classes of {checkpoint}: {wish}')
     found = []
-    for file in scan_folder(generated)[0]:
+    for file in scan_folder(generated, silent=True)[0]:
         codes = source.quantizer.encode(read_audio(file.path, sample_rate=source.sample_rate)[0])
         label = class_numbers(source, class_of(file.path, labels), 1) if source.classes else None
         found.append(bits_of_clips(source.model, codes[None], source.quantizer.zero_code, label))

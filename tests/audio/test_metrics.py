@@ -167,14 +167,19 @@ def test_metrics_of_a_folder(runs: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_without_likelihoods_there_is_no_rejection(runs: Path) -> None:
-    write_audio(runs / 'generated' / 'silent.wav', torch.zeros(1000), 4000)
-    with pytest.warns(UserWarning, match='silent'):
+    (runs / 'generated' / 'broken.wav').write_bytes(b'RIFF')
+    with pytest.warns(UserWarning, match='broken'):
         report = evaluate(runs / 'generated', runs / 'judge')
-    (runs / 'generated' / 'silent.wav').unlink()
+    (runs / 'generated' / 'broken.wav').unlink()
     assert report['passed_over'] == 1 and list(report['rows']) == ['real test clips', 'generated, all']
     assert 'no rejection' in table(report)
     with pytest.raises(ValueError, match='20 usable files, but likelihoods of 3'):
         evaluate(runs / 'generated', runs / 'judge', bits=torch.zeros(3))
+    # A model may make silence, which counts.
+    write_audio(runs / 'generated' / 'silent.wav', torch.zeros(1000), 4000)
+    with pytest.raises(ValueError, match='21 usable files, but likelihoods of 3'):
+        evaluate(runs / 'generated', runs / 'judge', bits=torch.zeros(3))
+    (runs / 'generated' / 'silent.wav').unlink()
     # Generated tones sound like the real ones, and noise does not.
     (runs / 'noise').mkdir()
     for i in range(20):
