@@ -1,4 +1,4 @@
-"""Raw audio: SaShiMi, quantisers, data and generation.
+"""Raw audio: SaShiMi, quantizers, data and generation.
 
 Train with train.py and a configuration from configs/audio; generate with `generate` or `python -m audio.generate`.
 """

@@ -1,6 +1,6 @@
 """The backbone of SaShiMi: an S4 model of sequences at several rates (arXiv 2202.09729).
 
-A sequence is pooled down level by level, modelled at the coarsest rate, and brought back up; each level's blocks run
+A sequence is pooled down level by level, modeled at the coarsest rate, and brought back up; each level's blocks run
 after its up-pool (with `unet`, on the way down as well). Coarse features return one coarse step late, so that a sample
 depends on no later one, and the same network runs one sample at a time: `step` equals `forward`.
 
@@ -64,9 +64,9 @@ class S4Block(nn.Module):
             'n_ssm': d_model if options.n_ssm == 'd_model' else options.n_ssm,
         }
         self.norm = nn.LayerNorm(d_model, **place)
-        # centred=False: the published two-sided layer, whose backward kernel begins at lag -1.
+        # centerd=False: the published two-sided layer, whose backward kernel begins at lag -1.
         if options.bidirectional:
-            self.s4 = S4ND(d_model, spatial_dims=1, centred=False, **ssm, **place)
+            self.s4 = S4ND(d_model, spatial_dims=1, centerd=False, **ssm, **place)
         else:
             self.s4 = S4(d_model, **ssm, **place)
         self.condition = None if options.condition is None else nn.Linear(options.condition, d_model, **place)
@@ -175,7 +175,7 @@ class SaShiMiBackbone(nn.Module):
 
     Args:
         d_model: H, width at the finest rate.
-        n_layers: pairs of S4 block and feed-forward at each level (with `unet`, on the way down too) and at the centre.
+        n_layers: pairs of S4 block and feed-forward at each level (with `unet`, on the way down too) and at the center.
         pool: pooling factor of each level, finest first.
         expand: width of a level over that of the one above it.
         ff: width of the feed-forward over its level's; 0 leaves it out.
@@ -234,7 +234,7 @@ class SaShiMiBackbone(nn.Module):
         self.levels = nn.ModuleList(
             Level(w, p, expand, n_layers, ff, unet, options, **place) for w, p in zip(widths, pool, strict=False)
         )
-        self.centre = _blocks(widths[-1], n_layers, ff, options, **place)
+        self.center = _blocks(widths[-1], n_layers, ff, options, **place)
         self.norm = nn.LayerNorm(d_model, **place)
 
     @property
@@ -259,7 +259,7 @@ class SaShiMiBackbone(nn.Module):
         for level in self.levels:
             x, skip = level.descend(x, condition)
             skips.append(skip)
-        x = x + _through(self.centre, x, condition)
+        x = x + _through(self.center, x, condition)
         for level, skip in zip(reversed(self.levels), reversed(skips), strict=True):
             x = level.ascend(x, skip, condition)
         return self.norm(x[:, :length])
@@ -283,7 +283,7 @@ class SaShiMiBackbone(nn.Module):
         return state
 
     def system(self) -> System:
-        """The discretised S4 layers by name: compute it once for many calls of `step` with the same parameters."""
+        """The discretized S4 layers by name: compute it once for many calls of `step` with the same parameters."""
         self._check_causal()
         return {name: module.system() for name, module in self.named_modules() if isinstance(module, S4Block)}
 
@@ -295,7 +295,7 @@ class SaShiMiBackbone(nn.Module):
         Args:
             x: the sample.
             state: from `init_state` or the call before.
-            system: what `system()` returned; None discretises anew, which costs more than the step itself.
+            system: what `system()` returned; None discretizes anew, which costs more than the step itself.
             phase: number of samples seen so far modulo `period`, for a caller that counts: saves reading a tensor.
 
         Raises ValueError for a two-sided model, another shape, or batch rows that are at different phases.
@@ -312,7 +312,7 @@ class SaShiMiBackbone(nn.Module):
     def _step_from(self, i: int, x: Tensor, phase: int, old: State, new: State, system: System | None) -> Tensor:
         """One step of level i and, where that completes a coarse step, of the levels below it."""
         if i == len(self.levels):
-            return self.step_centre(x, old, new, system)
+            return self.step_center(x, old, new, system)
         level = self.levels[i]
         place = phase % level.p
         y, fine = self.step_level(i, x, place, old, new, system)
@@ -368,7 +368,7 @@ class SaShiMiBackbone(nn.Module):
     def _run_from(self, i: int, x: Tensor, old: State, new: State, system: System) -> Tensor:
         """Whole periods of level i and of the levels below it, (B, L, W) -> (B, L, W); the phase stays 0."""
         if i == len(self.levels):
-            return self.step_centre(x, old, new, system)
+            return self.step_center(x, old, new, system)
         level, name = self.levels[i], f'levels.{i}'
         skips = [x]
         for j, block in enumerate(level.down):
@@ -386,11 +386,11 @@ class SaShiMiBackbone(nn.Module):
                 y = y + skips[-2 - j]
         return y if level.unet else x + y
 
-    def step_centre(self, x: Tensor, old: State, new: State, system: System | None) -> Tensor:
+    def step_center(self, x: Tensor, old: State, new: State, system: System | None) -> Tensor:
         """The blocks at the coarsest rate: (B, W) -> (B, W), or a stretch (B, L, W) -> (B, L, W)."""
         y = x
-        for j, block in enumerate(self.centre):
-            y = _step_block(block, f'centre.{j}', y, old, new, system)
+        for j, block in enumerate(self.center):
+            y = _step_block(block, f'center.{j}', y, old, new, system)
         return x + y
 
     def _check_causal(self) -> None:

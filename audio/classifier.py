@@ -42,7 +42,7 @@ class WaveBlock(nn.Module):
 class WaveClassifier(nn.Module):
     """Waveforms (B, L) -> logits (B, num_classes).
 
-    Clips are brought to the same loudness. A bank of learnt filters (1 -> dims[0]) is rectified, averaged and taken the
+    Clips are brought to the same loudness. A bank of learned filters (1 -> dims[0]) is rectified, averaged and taken the
     logarithm of, as the bands of a spectrogram are; then come stages of linear map and blocks, with an average pool
     between them; the mean over time goes into a linear layer.
 

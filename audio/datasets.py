@@ -1,6 +1,6 @@
 """Clips of sound to train on: windows of recordings, and the embedded plucked-string melodies.
 
-Every data set maps an index to a waveform (clip_samples,), float32 in [-1, 1]; quantising is the task's business. Where
+Every data set maps an index to a waveform (clip_samples,), float32 in [-1, 1]; quantizing is the task's business. Where
 its clips have classes, `labels` holds an index into `classes` for each (None and () where they have none); `skipped`
 holds the files that were passed over, with the reason.
 """
@@ -32,7 +32,7 @@ from audio.io import read_audio, resample
 if TYPE_CHECKING:
     from s4nd.training.config import AudioData
 
-NORMALISATIONS = ('none', 'peak', 'min-max')
+NORMALIZATIONS = ('none', 'peak', 'min-max')
 
 # A pentatonic scale (Hz).
 PITCHES = (220.0, 261.63, 293.66, 329.63, 392.0)
@@ -42,7 +42,7 @@ class FolderClips(Dataset):
     """Windows of `clip_samples` at `sample_rate` Hz, side by side over the stretches; only the window is read.
 
     A stretch shorter than a window gives one, filled up with silence; where `whole` is False (stretches cut out of
-    longer files) one shorter than half a window gives none. `normalise`: 'none', 'peak' (divide by the file's peak) or
+    longer files) one shorter than half a window gives none. `normalize`: 'none', 'peak' (divide by the file's peak) or
     'min-max' (each clip by its own extremes, as the published pipeline does). With `shift_seed` the windows of a
     stretch move together by a random part of what is left over, anew for every `epoch`.
 
@@ -55,17 +55,17 @@ class FolderClips(Dataset):
         clip_samples: int,
         sample_rate: int,
         *,
-        normalise: str = 'none',
+        normalize: str = 'none',
         whole: bool = True,
         shift_seed: int | None = None,
         labels: str = 'none',
         classes: Sequence[str] = (),
         skipped: Mapping[Path, str] | None = None,
     ) -> None:
-        if normalise not in NORMALISATIONS:
-            raise ValueError(f'unknown normalisation {normalise!r}: expected one of {", ".join(NORMALISATIONS)}')
+        if normalize not in NORMALIZATIONS:
+            raise ValueError(f'unknown normalization {normalize!r}: expected one of {", ".join(NORMALIZATIONS)}')
         self.clip_samples, self.sample_rate = clip_samples, sample_rate
-        self.normalise, self.shift_seed, self.epoch = normalise, shift_seed, 0
+        self.normalize, self.shift_seed, self.epoch = normalize, shift_seed, 0
         self.windows: list[tuple[int, Stretch, int, int]] = []
         for number, stretch in enumerate(stretches):
             length, window = stretch.stop - stretch.start, self._frames(stretch.file)
@@ -87,9 +87,9 @@ class FolderClips(Dataset):
             offset += int(np.random.default_rng((self.shift_seed, self.epoch, number)).integers(0, slack + 1))
         start = stretch.start + offset
         wave = self._read(stretch.file, start, min(self._frames(stretch.file), stretch.stop - start))
-        if self.normalise == 'peak':
+        if self.normalize == 'peak':
             wave = wave / stretch.file.peak
-        elif self.normalise == 'min-max' and wave.max() > wave.min():
+        elif self.normalize == 'min-max' and wave.max() > wave.min():
             wave = 2 * (wave - wave.min()) / (wave.max() - wave.min()) - 1
         return torch.nn.functional.pad(wave, (0, self.clip_samples - len(wave)))
 
@@ -176,7 +176,7 @@ def clip_parts(data: 'AudioData', seed: int) -> dict[str, Dataset]:
         }
     if data.root is None:
         raise ValueError('data.root: a folder of audio files must be given, or a tar of them (data.root=/path)')
-    common = {'normalise': data.normalise, 'labels': data.labels, 'seed': seed}
+    common = {'normalize': data.normalize, 'labels': data.labels, 'seed': seed}
     if data.kind == 'sc09':
         return dict(sc09_parts(data.root, data.clip_samples, data.sample_rate, download=data.download, **common))
     if not Path(data.root).exists():
@@ -198,7 +198,7 @@ def folder_parts(
     *,
     split: str = 'time',
     fraction: float = 0.06,
-    normalise: str = 'none',
+    normalize: str = 'none',
     labels: str = 'none',
     cache: str | Path = 'out/cache',
     seed: int = 0,
@@ -214,7 +214,7 @@ def folder_parts(
         skipped,
         clip_samples,
         sample_rate,
-        normalise=normalise,
+        normalize=normalize,
         whole=split != 'time',
         labels=labels,
         seed=seed,
@@ -234,7 +234,7 @@ def sc09_parts(
     sample_rate: int,
     *,
     download: bool = False,
-    normalise: str = 'none',
+    normalize: str = 'none',
     labels: str = 'none',
     seed: int = 0,
 ) -> dict[str, FolderClips]:
@@ -247,7 +247,7 @@ def sc09_parts(
         skipped,
         clip_samples,
         sample_rate,
-        normalise=normalise,
+        normalize=normalize,
         labels=labels,
         seed=seed,
     )
@@ -259,7 +259,7 @@ def _clips(
     clip_samples: int,
     sample_rate: int,
     *,
-    normalise: str,
+    normalize: str,
     labels: str,
     seed: int,
     whole: bool = True,
@@ -271,7 +271,7 @@ def _clips(
             stretches,
             clip_samples,
             sample_rate,
-            normalise=normalise,
+            normalize=normalize,
             whole=whole,
             shift_seed=seed if part == 'train' else None,
             labels=labels,

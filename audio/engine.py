@@ -159,7 +159,7 @@ class _Program:
             x = self._room(wide)
             self._linear(level.pool, every, (fine, size), (x, wide))
             back.append((level.unpool, every, (x, wide), (coarse, size)))
-        self._residual(backbone.centre, 'centre', x, every)
+        self._residual(backbone.center, 'center', x, every)
         for line in reversed(back):
             self._linear(*line)
         self.codes, self.logits = model.head.out_features, self._room(model.head.out_features)

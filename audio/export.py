@@ -73,7 +73,7 @@ class StepGraph(nn.Module):
         backbone, new = self.model.backbone, {}
         system = {layer: [self.get_buffer(name) for name in names] for layer, names in self.systems.items()}
         if i == len(backbone.levels):
-            return backbone.step_centre(x, old, new, system), new
+            return backbone.step_center(x, old, new, system), new
         level, coarse = backbone.levels[i], f'levels.{i}.coarse'
         place = phase % level.p
         # The level reads the place that it is told: tell it the first, and put there what stands at the right one.

@@ -192,7 +192,7 @@ def imputation_loss(
 ) -> Tensor:
     """Mean squared error of the prediction (see `Diffusion.loss`) where values are missing by the mask.
 
-    Missing values that nobody knows (NaN) are left out, so that series with gaps of their own can be learnt from.
+    Missing values that nobody knows (NaN) are left out, so that series with gaps of their own can be learned from.
     Raises ValueError as `impute`, and where no missing value is known.
     """
     check_series(values, mask)
@@ -252,7 +252,7 @@ class ImputationTask:
     """
 
     monitor = 'val_loss'
-    maximise = False
+    maximize = False
 
     def __init__(
         self,

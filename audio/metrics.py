@@ -191,7 +191,7 @@ def evaluate(
     files, passed_over = scan_folder(generated, silent=True)
     data = config.data
     waves = [_window(file.path, data.sample_rate, data.clip_samples) for file in files]
-    if data.normalise != 'none':
+    if data.normalize != 'none':
         waves = [wave / wave.abs().max().clamp(min=1e-8) for wave in waves]
     train, test, made = (see(judge, clips) for clips in (task.parts['train'], task.parts['test'], waves))
     labels = torch.tensor(task.parts['test'].labels)

@@ -1,4 +1,4 @@
-"""Quantisers: waveform in [-1, 1] <-> integer codes in [0, 2**bits).
+"""Quantizers: waveform in [-1, 1] <-> integer codes in [0, 2**bits).
 
 Two laws (`mu-law`, with mu = 2**bits - 1, and `linear`) and three conventions:
 
@@ -14,7 +14,7 @@ Exact round trip, for `standard` and `torchaudio` at 1 to 16 bits: encode(decode
 comes back at most half a level away (in the companded domain) over the whole range.
 
 Neither looks at more than one sample. The published pipeline also rescales each clip by its own extremes: that is the
-`min-max` normalisation of `audio.datasets`, off by default.
+`min-max` normalization of `audio.datasets`, off by default.
 """
 
 import json
@@ -69,9 +69,9 @@ class Quantizer:
         """Samples (float32) of codes of any shape. Raises ValueError for a floating-point tensor."""
         if codes.is_floating_point():
             raise ValueError(f'codes must be integers, got {codes.dtype}')
-        centre = (self.n_codes - 1) / 2 if self.convention == 'torchaudio' else self.zero_code
+        center = (self.n_codes - 1) / 2 if self.convention == 'torchaudio' else self.zero_code
         levels = self.n_codes if self.convention == 'reference' else self.n_codes - 1
-        return self._expand(((codes.to(torch.float32) - centre) / (levels / 2)).clamp(-1, 1))
+        return self._expand(((codes.to(torch.float32) - center) / (levels / 2)).clamp(-1, 1))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

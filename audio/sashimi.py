@@ -1,4 +1,4 @@
-"""SaShiMi: an autoregressive model of quantised waveforms (arXiv 2202.09729), with or without classes.
+"""SaShiMi: an autoregressive model of quantized waveforms (arXiv 2202.09729), with or without classes.
 
 Shape legend: B = batch, L = samples, H = d_model; see backbone.py.
 """
@@ -13,7 +13,7 @@ from audio.backbone import SaShiMiBackbone, State, System
 
 
 class SaShiMi(nn.Module):
-    """Autoregressive model of quantised audio: embedding, backbone, head.
+    """Autoregressive model of quantized audio: embedding, backbone, head.
 
     Args:
         bits: the tokens are 0 … 2**bits - 1, in and out.
@@ -158,8 +158,8 @@ def _check_presence(label: Tensor | None, num_classes: int | None, batch: int) -
 def ordered_codes(n_codes: int, width: int) -> Tensor:
     """Smooth features of the codes 0 … n_codes - 1, (n_codes, width), each with mean square 1.
 
-    Sines and cosines of half a turn to 24 turns (fewer for less than 8 bits) over the range of the codes. Neighbouring
-    codes look alike, so that what is learnt about one serves the others; a random embedding must find out first that
+    Sines and cosines of half a turn to 24 turns (fewer for less than 8 bits) over the range of the codes. Neighboring
+    codes look alike, so that what is learned about one serves the others; a random embedding must find out first that
     codes are ordered.
     """
     most = max(1.0, min(24.0, 3 * n_codes / 32))

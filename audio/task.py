@@ -1,4 +1,4 @@
-"""What is learnt from sound: the next code (autoregressive), the class of a clip, the noise in it (diffusion)."""
+"""What is learned from sound: the next code (autoregressive), the class of a clip, the noise in it (diffusion)."""
 
 import inspect
 import json
@@ -104,7 +104,7 @@ class AutoregressiveTask(ClipTask):
     """
 
     monitor = 'val_nll'
-    maximise = False
+    maximize = False
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class ClassificationTask(ClipTask):
         The rest: see `ClipTask`.
     """
 
-    maximise = True
+    maximize = True
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class DiffusionTask(ClipTask):
     """
 
     monitor = 'val_loss'
-    maximise = False
+    maximize = False
 
     def __init__(
         self,

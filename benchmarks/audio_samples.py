@@ -1,4 +1,4 @@
-"""What the models of benchmarks/audio_models.py have learnt to say: generated digits, and their metrics.
+"""What the models of benchmarks/audio_models.py have learned to say: generated digits, and their metrics.
 
     python benchmarks/audio_samples.py classifier=out/digits_mel [models=out/audio_models/digits clips=256 seed=0]
 

@@ -50,7 +50,7 @@ def reconstruct(u: Tensor, measure: str, d_state: int) -> Tensor:
 
 
 def draw(d_state: int, path: Path) -> None:
-    """A panel for each measure: the signal in grey, the reconstruction over it."""
+    """A panel for each measure: the signal in gray, the reconstruction over it."""
     u = signal()
     figure, axes = plt.subplots(4, 1, figsize=(9, 7), sharex=True, sharey=True, layout='constrained')
     for axis, (measure, title) in zip(axes, TITLES.items(), strict=True):

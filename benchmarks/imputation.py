@@ -127,7 +127,7 @@ def series(data: str, root: str, clips: int) -> dict[str, Tensor]:
         parts = {part: PluckedClips(64 if part == 'train' else clips, LENGTH, RATE, i) for i, part in enumerate(PARTS)}
     else:
         split = 'digits' if data == 'digits' else 'time'
-        parts = folder_parts(root, LENGTH, RATE, split=split, normalise='peak')
+        parts = folder_parts(root, LENGTH, RATE, split=split, normalize='peak')
     return {part: _scaled(found, 6000 if part == 'train' else clips) for part, found in parts.items()}
 
 

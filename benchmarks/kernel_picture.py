@@ -2,7 +2,7 @@
 
     python benchmarks/kernel_picture.py [out=out/kernels] [checkpoint=out/my_run/last.safetensors]
 
-Without a checkpoint: a freshly initialised layer (S4D-Lin, N = 32, bandlimit 1, grid 16 × 16, seed 0). With one: the
+Without a checkpoint: a freshly initialized layer (S4D-Lin, N = 32, bandlimit 1, grid 16 × 16, seed 0). With one: the
 first S4ND layer of that model. Writes kernels.png.
 """
 

@@ -21,13 +21,13 @@ SIZES = [(2, 16, 64, 64), (2, 16, 128, 128), (2, 16, 256, 256), (2, 16, 512, 512
 SHAPES = [*STAGES, (32, 768, 7, 7), (2, 96, 8, 28, 28), *SIZES]
 
 
-def published(layer: S4ND, x: Tensor, taps: list[Tensor], centres: list[int]) -> Tensor:
+def published(layer: S4ND, x: Tensor, taps: list[Tensor], centers: list[int]) -> Tensor:
     """The same convolution as one N-D FFT product at twice the size."""
     size = x.shape[2:]
     double = [2 * length for length in size]
     spectrum = torch.ones(1, device=x.device)
-    for axis, (k, centre) in enumerate(zip(taps, centres, strict=True)):
-        behind, ahead = k[0, :, :centre], k[0, :, centre:]
+    for axis, (k, center) in enumerate(zip(taps, centers, strict=True)):
+        behind, ahead = k[0, :, :center], k[0, :, center:]
         gap = k.new_zeros(len(ahead), double[axis] - k.shape[-1])
         wrapped = torch.cat([ahead, gap, behind], 1)
         last = axis == len(size) - 1

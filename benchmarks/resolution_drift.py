@@ -4,7 +4,7 @@
 up to `cycles` across the axis. The layer runs at two sizes; the finer output is averaged to the coarser grid, and the
 relative difference ‖coarse - fine‖ / ‖coarse‖ is taken over
 the middle half of the axis, in float64, as the mean of 8 draws.
-Signals are sampled at cell centres ('point') or averaged over cells ('area', as images are).
+Signals are sampled at cell centers ('point') or averaged over cells ('area', as images are).
 
 Averaging two fine outputs damps the finest waves by itself (3 % at 5 cycles of 64), which counts against 'window 1'.
 
@@ -48,9 +48,9 @@ def signal(seed: int, size: int, cycles: float, sampling: str) -> Tensor:
 
 # Column: keywords of the layer.
 LAYERS = {
-    'centred': {'centred': True},
-    'window 1': {'centred': True, 'window': 1.0},
-    'published offset': {'centred': False},
+    'centerd': {'centerd': True},
+    'window 1': {'centerd': True, 'window': 1.0},
+    'published offset': {'centerd': False},
 }
 
 

@@ -54,7 +54,7 @@ def cauchy_taps(kernel: S4Kernel, length: int, step: float = 1.0) -> Tensor:
     return torch.fft.irfft(spectrum, n=length)[None]
 
 
-def plain_fft(x: Tensor, taps: Tensor, centre: int) -> Tensor:
+def plain_fft(x: Tensor, taps: Tensor, center: int) -> Tensor:
     length = x.shape[-1]
     product = torch.fft.rfft(x, n=2 * length) * torch.fft.rfft(taps, n=2 * length)
     return torch.fft.irfft(product, n=2 * length)[..., :length]

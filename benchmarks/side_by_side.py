@@ -208,9 +208,9 @@ def draw(rows: Sequence[Result]) -> Figure:
     marks = {'×½': ('v', 'tab:orange'), '×2': ('^', 'tab:green'), '×1': ('o', 'tab:blue')}
     for panel, task in zip(panels, tasks, strict=True):
         found = {row['kernel']: row for row in rows if row['task'] == task}
-        for key, (marker, colour) in marks.items():
+        for key, (marker, color) in marks.items():
             places = [kernels.index(name) for name in found]
-            panel.scatter([row[key] for row in found.values()], places, marker=marker, color=colour, label=key, s=28)
+            panel.scatter([row[key] for row in found.values()], places, marker=marker, color=color, label=key, s=28)
         panel.set_title(task, fontsize=10)
         panel.set_xlabel('variance explained (%)' if task == 'delay' else 'accuracy (%)')
         panel.grid(alpha=0.3)

@@ -26,7 +26,7 @@ class Variant:
 
     Attributes:
         kernel, init, options: of `S4ND` (options: its kernel_options).
-        frozen: parameters of the kernel that stay as they were initialised.
+        frozen: parameters of the kernel that stay as they were initialized.
     """
 
     kernel: str

@@ -1,4 +1,4 @@
-"""The tasks of the side-by-side comparison: what is learnt, at which resolutions it is measured, with which model."""
+"""The tasks of the side-by-side comparison: what is learned, at which resolutions it is measured, with which model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class DelayTask:
     """
 
     monitor = f'accuracy@{SAMPLES}'
-    maximise = True
+    maximize = True
     metadata: dict[str, str] = {}
 
     def __init__(self, batch_size: int, seed: int) -> None:
@@ -110,7 +110,7 @@ def digits_task(root: str, batch_size: int, seed: int) -> ClassificationTask:
 
     def parts(rate: int) -> dict[str, FolderClips]:
         samples = round(rate * SECONDS)
-        return folder_parts(root, samples, rate, split='digits', normalise='peak', labels='name', seed=seed)
+        return folder_parts(root, samples, rate, split='digits', normalize='peak', labels='name', seed=seed)
 
     return ClassificationTask(parts(RATE), lambda rate: parts(rate)['test'], RATE, batch_size, seed=seed)
 

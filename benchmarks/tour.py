@@ -94,9 +94,9 @@ def area(kernel: S4DKernel, low: Tensor, high: Tensor) -> Tensor:
     return (values * weights).sum(-1) * (high - low) / 2
 
 
-def convolve(u: Tensor, taps: Tensor, centre: int = 0) -> Tensor:
-    """y[t] = Σ_l taps[centre + l] u[t - l], zero outside: all (L,) but the taps."""
-    padded = F.pad(u, (len(taps) - 1 - centre, centre))
+def convolve(u: Tensor, taps: Tensor, center: int = 0) -> Tensor:
+    """y[t] = Σ_l taps[center + l] u[t - l], zero outside: all (L,) but the taps."""
+    padded = F.pad(u, (len(taps) - 1 - center, center))
     return F.conv1d(padded[None, None], taps.flip(0)[None, None])[0, 0]
 
 
@@ -150,14 +150,14 @@ def step_claims() -> dict[str, float]:
 def side_claims() -> dict[str, float]:
     layer = example(S4ND, spatial_dims=1)
     kernel, u = layer.kernels[0], signal()
-    (taps,), (centre,) = layer.axis_taps([LENGTH])
+    (taps,), (center,) = layer.axis_taps([LENGTH])
     lags = torch.arange(LENGTH, dtype=torch.float64)
     areas = area(kernel, (lags - 0.5).clamp(min=0), lags + 0.5)  # of the forward kernel
     mirrored = mirror(example(S4ND, spatial_dims=1))
     x = u[None, None]
     return {
-        'lag l is the area from l - 1/2 to l + 1/2': difference(taps[0, 0, centre + 1 :], areas[1:]),
-        'layer(u) is the two-sided convolution': difference(layer(x)[0, 0], convolve(u, taps[0, 0], centre)),
+        'lag l is the area from l - 1/2 to l + 1/2': difference(taps[0, 0, center + 1 :], areas[1:]),
+        'layer(u) is the two-sided convolution': difference(layer(x)[0, 0], convolve(u, taps[0, 0], center)),
         'equal sides commute with a mirror': difference(mirrored(x.flip(-1)), mirrored(x).flip(-1)),
     } | {f'{name}, three times as fine': value for name, value in drift().items()}
 
@@ -171,8 +171,8 @@ def mirror(layer: S4ND) -> S4ND:
 def drift() -> dict[str, float]:
     """Relative change of the output at the places that a grid three times as fine shares."""
     changes = {}
-    for name, centred in (('centred taps', True), ('taps that begin at 0 and -1', False)):
-        layer = example(S4ND, grid=(LENGTH,), centred=centred)
+    for name, centerd in (('centerd taps', True), ('taps that begin at 0 and -1', False)):
+        layer = example(S4ND, grid=(LENGTH,), centerd=centerd)
         y, finer = (layer(bump(size)[None, None])[0, 0] for size in (LENGTH, 3 * LENGTH))
         changes[name] = float((finer[1::3] - y).norm() / y.norm())
     return changes
@@ -188,7 +188,7 @@ def axis_claims() -> dict[str, float]:
     return {'two axes are one kernel, the outer product': difference(layer(u[None, None]), y)}
 
 
-GREY, RED, BLUE = '0.75', 'tab:red', 'tab:blue'
+GRAY, RED, BLUE = '0.75', 'tab:red', 'tab:blue'
 
 
 def draw_views() -> Figure:
@@ -203,19 +203,19 @@ def draw_views() -> Figure:
     axes[0].set_title('The input u: one number a sample, held until the next', fontsize=10, loc='left')
     axes[1].plot(time, states.real, color=BLUE, linewidth=1, label=['state 1, real part', 'state 2, real part'])
     axes[1].lines[1].set_linestyle('--')
-    axes[1].plot(time, curve, color=GREY, linewidth=3, label='output')
+    axes[1].plot(time, curve, color=GRAY, linewidth=3, label='output')
     axes[1].set_title('Continuous: x′ = A x + B u, solved as an ODE; the output 2 Re(C x)', fontsize=10, loc='left')
     axes[1].legend(loc='upper right', fontsize=8)
-    axes[2].plot(time, curve, color=GREY, linewidth=3)
+    axes[2].plot(time, curve, color=GRAY, linewidth=3)
     axes[2].plot(ends, outputs, '.', color=RED, markersize=5)
     axes[2].set_title('Recurrent: one step a sample, from one red point to the next', fontsize=10, loc='left')
-    axes[3].plot(time, curve, color=GREY, linewidth=3)
+    axes[3].plot(time, curve, color=GRAY, linewidth=3)
     taps, answers = kernel(LENGTH)[0, 0], []
-    for start, stop, colour, name in ((4, 12, 'tab:orange', 'the ramp'), (28, 48, 'tab:green', 'the block')):
+    for start, stop, color, name in ((4, 12, 'tab:orange', 'the ramp'), (28, 48, 'tab:green', 'the block')):
         part = torch.zeros_like(u)
         part[start:stop] = u[start:stop]
         answers.append(convolve(part, taps)[:LENGTH])
-        axes[3].plot(ends, answers[-1], '.', color=colour, markersize=4, label=f'taps * {name}')
+        axes[3].plot(ends, answers[-1], '.', color=color, markersize=4, label=f'taps * {name}')
     axes[3].plot(ends, sum(answers), '.', color=RED, markersize=5, label='their sum')
     axes[3].legend(loc='upper left', fontsize=8)
     axes[3].set_title('Convolutional: what each part of the input leaves behind, and the sum', fontsize=10, loc='left')
@@ -241,7 +241,7 @@ def draw_step() -> Figure:
 
 
 def draw_sides() -> Figure:
-    """Centred taps, each over its cell, at step 1 and at step 1/3."""
+    """Centerd taps, each over its cell, at step 1 and at step 1/3."""
     kernel = example(S4ND, spatial_dims=1).kernels[0]
     shown = 12
     figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), sharey=True, layout='constrained')
@@ -263,8 +263,8 @@ def draw_sides() -> Figure:
 def draw_axes() -> Figure:
     """Two axis kernels and their outer product."""
     layer = example(S4ND, spatial_dims=2)
-    (rows, columns), (centre, _) = layer.axis_taps([64, 64])
-    shown = slice(centre - 20, centre + 21)
+    (rows, columns), (center, _) = layer.axis_taps([64, 64])
+    shown = slice(center - 20, center + 21)
     rows, columns = rows[0, 0, shown], columns[0, 0, shown]
     lags = torch.arange(-20, 21)
     figure, axes = plt.subplots(

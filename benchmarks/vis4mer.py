@@ -11,7 +11,7 @@ parameters of the published head (width 1024, 3 levels) within a few percent:
 
 Each of the latter two with torch's scaled_dot_product_attention (`fused`) and with the attention matrix in memory
 (`plain`), as transformers of the paper's time had it. Seconds of a training step (forward, cross-entropy, backward,
-AdamW) are medians of interleaved runs; `peak GB` is what a step adds, weights and optimiser included, in a process of
+AdamW) are medians of interleaved runs; `peak GB` is what a step adds, weights and optimizer included, in a process of
 its own. Ratios are over `vis4mer s4`: above 1, S4 is faster or smaller.
 """
 

@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 
 
 class WaveNet(nn.Module):
-    """Autoregressive model of quantised audio: embedding, gated dilated layers, head.
+    """Autoregressive model of quantized audio: embedding, gated dilated layers, head.
 
     Args:
         bits: the tokens are 0 … 2**bits - 1, in and out.

@@ -19,14 +19,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import s4nd
-from s4nd.data import NORMALISATION, ShapeSet
+from s4nd.data import NORMALIZATION, ShapeSet
 from s4nd.files import write_atomically
 
-MEAN, STD = (torch.tensor(values)[:, None, None] for values in NORMALISATION['shapes'])
+MEAN, STD = (torch.tensor(values)[:, None, None] for values in NORMALIZATION['shapes'])
 
 
 def pictures(scenes: ShapeSet, size: int) -> Tensor:
-    """Normalised images (N, 3, size, size)."""
+    """Normalized images (N, 3, size, size)."""
     return (scenes.at(size).float() / 255 - MEAN) / STD
 
 

@@ -4,7 +4,7 @@
 
 Levels of `features_only` go through torchvision's FeaturePyramidNetwork into the detector. The images of a batch differ
 in size, and none is square: torchvision pads them to one batch, the backbone takes whatever size that has. The scenes
-are coloured boxes on noise. small=true: a few steps on small images, in seconds.
+are colored boxes on noise. small=true: a few steps on small images, in seconds.
 """
 
 import json

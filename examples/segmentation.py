@@ -31,8 +31,8 @@ def scenes(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     disc = (y - place[:, 0]) ** 2 + (x - place[:, 1]) ** 2 < 0.16**2
     bar = ((y - place[:, 2]).abs() < 0.06) & ((x - place[:, 3]).abs() < 0.3)
     masks = torch.where(disc, 1, torch.where(bar, 2, 0))
-    colours = torch.tensor([[0.0, 0.0, 0.0], [1.0, -1.0, 0.0], [-1.0, 0.0, 1.0]])
-    return colours[masks].permute(0, 3, 1, 2) + 0.3 * torch.randn(count, 3, 1, 1, generator=generator), masks
+    colors = torch.tensor([[0.0, 0.0, 0.0], [1.0, -1.0, 0.0], [-1.0, 0.0, 1.0]])
+    return colors[masks].permute(0, 3, 1, 2) + 0.3 * torch.randn(count, 3, 1, 1, generator=generator), masks
 
 
 @torch.no_grad()

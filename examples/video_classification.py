@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import s4nd
-from s4nd.data import NORMALISATION, ShapeSet
+from s4nd.data import NORMALIZATION, ShapeSet
 from s4nd.files import write_atomically
 
 KINDS = ('fine bars', 'fine posts', 'disc')
@@ -43,7 +43,7 @@ def scenes(count: int, seed: int) -> tuple[Tensor, Tensor]:
     drawn = ShapeSet.draw(10 * count, seed)
     kinds = torch.tensor([drawn.classes.index(kind) for kind in KINDS])
     drawn = drawn.select(torch.isin(drawn.labels, kinds).nonzero()[:, 0])
-    mean, std = (torch.tensor(values)[:, None, None] for values in NORMALISATION['shapes'])
+    mean, std = (torch.tensor(values)[:, None, None] for values in NORMALIZATION['shapes'])
     video = ((drawn.at(32).float() / 255 - mean) / std).transpose(0, 1)[None]
     return video, (drawn.labels[:, None] == kinds).int().argmax(1)
 

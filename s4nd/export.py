@@ -160,12 +160,12 @@ class FrozenS4ND(nn.Module):
         self.size, self.method, self.d_model, self.mixes = list(size), layer.method, layer.d_model, layer.out_channels
         self.copies = layer.out_channels or layer.channels
         self.D = layer.D
-        taps, self.centres = layer.axis_operators(self.size)
+        taps, self.centers = layer.axis_operators(self.size)
         for axis, length in enumerate(self.size):
             if taps[axis].dim() == 3 and use_toeplitz(self.size, axis, self.method):
-                taps[axis] = toeplitz(taps[axis], self.centres[axis], length)
+                taps[axis] = toeplitz(taps[axis], self.centers[axis], length)
             if taps[axis].dim() == 4:
-                self.centres[axis] = 0  # of no meaning for a matrix, which has fewer columns than there are taps
+                self.centers[axis] = 0  # of no meaning for a matrix, which has fewer columns than there are taps
             self.register_buffer(f'axis_{axis}', taps[axis])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class FrozenS4ND(nn.Module):
             raise ValueError(f'the layer was frozen at size {self.size}, got an input of shape {list(x.shape)}')
         u = x if self.copies == 1 else torch.cat([x] * self.copies, 1)
         operators = [self.get_buffer(f'axis_{axis}') for axis in range(len(self.size))]
-        y = separable_conv(u, operators, self.centres, self.method)
+        y = separable_conv(u, operators, self.centers, self.method)
         if self.mixes:
             return y.unflatten(1, [self.mixes, self.d_model]).sum(2)
         return y if self.D is None else torch.addcmul(y, self.D.to(y.dtype).reshape([-1] + [1] * len(self.size)), u)

@@ -1,4 +1,4 @@
-"""Where A and B come from: HiPPO matrices, their normal-plus-low-rank form, and diagonal initialisations.
+"""Where A and B come from: HiPPO matrices, their normal-plus-low-rank form, and diagonal initializations.
 
 Everything here is computed in float64 on the CPU and cast by the caller. Shapes: N is the state size (even), n = N/2
 the number of stored modes, one of each conjugate pair, with Im <= 0.
@@ -103,7 +103,7 @@ def nplr(measure: str, d_state: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def diagonal(init: str, modes: int) -> tuple[Tensor, Tensor]:
-    """Diagonal initialisations of S4D (arXiv 2206.11893, equations 8 and 9), for N = 2 * modes.
+    """Diagonal initializations of S4D (arXiv 2206.11893, equations 8 and 9), for N = 2 * modes.
 
     'lin': -1/2 - iπn. 'inv': -1/2 - i(N/π)(N/(2n+1) - 1). 'legs': spectrum of the normal part of LegS, with its B.
     'real': -(n+1).
@@ -117,7 +117,7 @@ def diagonal(init: str, modes: int) -> tuple[Tensor, Tensor]:
     if init not in DIAGONAL_INITS:
         raise ValueError(f"unknown diagonal init '{init}': expected one of {', '.join(DIAGONAL_INITS)}")
     if modes < 1:
-        raise ValueError(f'a diagonal initialisation needs at least 1 mode, got {modes}')
+        raise ValueError(f'a diagonal initialization needs at least 1 mode, got {modes}')
     n = torch.arange(modes, dtype=torch.float64, device=_CPU)
     one = torch.ones(modes, dtype=torch.complex128, device=_CPU)
     if init == 'real':

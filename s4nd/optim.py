@@ -1,4 +1,4 @@
-"""Optimiser groups, as plain dictionaries.
+"""Optimizer groups, as plain dictionaries.
 
 State-space parameters (dt, A, B, P) train at their own learning rate without weight decay; C and D are ordinary weights
 (the published rule: S4, arXiv 2111.00396, and the S4ND recipes). Selection is by name, so it survives copies and
@@ -22,7 +22,7 @@ def param_groups(
     ssm_lr: float | None = 1e-3,
     overrides: dict[str, dict] | None = None,
 ) -> list[dict]:
-    """Parameter groups with an explicit lr and weight decay, for any torch or timm optimiser.
+    """Parameter groups with an explicit lr and weight decay, for any torch or timm optimizer.
 
     Args:
         model: whose trainable parameters are grouped; every one is in exactly one group.

@@ -53,12 +53,12 @@ def full_kernel(taps: list[Tensor]) -> Tensor:
     return kernel.sum(0)
 
 
-def direct_conv(x: Tensor, kernel: Tensor, centres: list[int]) -> Tensor:
-    """y[t] = Σ_lag kernel[lag] x[t - lag], zero outside. x (B, C, L1…), kernel (C, K1…), lag 0 at `centres`."""
+def direct_conv(x: Tensor, kernel: Tensor, centers: list[int]) -> Tensor:
+    """y[t] = Σ_lag kernel[lag] x[t - lag], zero outside. x (B, C, L1…), kernel (C, K1…), lag 0 at `centers`."""
     size = x.shape[2:]
     y = torch.zeros_like(x)
     for index in itertools.product(*(range(k) for k in kernel.shape[1:])):
-        lag = [i - c for i, c in zip(index, centres, strict=True)]
+        lag = [i - c for i, c in zip(index, centers, strict=True)]
         if any(abs(v) >= n for v, n in zip(lag, size, strict=True)):
             continue
         to = tuple(slice(max(0, v), n + min(0, v)) for v, n in zip(lag, size, strict=True))
@@ -70,12 +70,12 @@ def direct_conv(x: Tensor, kernel: Tensor, centres: list[int]) -> Tensor:
     return y
 
 
-def mixed_conv(x: Tensor, taps: list[Tensor], centres: list[int]) -> Tensor:
+def mixed_conv(x: Tensor, taps: list[Tensor], centers: list[int]) -> Tensor:
     """y[o] = Σ_h K[o, h] * x[h]: taps (R, O·H, K), x (B, H, L1…) -> (B, O, L1…)."""
     features = x.shape[1]
     outputs = taps[0].shape[1] // features
     kernel = full_kernel(taps).unflatten(0, (outputs, features))
-    return torch.stack([direct_conv(x, kernel[o], centres).sum(1) for o in range(outputs)], 1)
+    return torch.stack([direct_conv(x, kernel[o], centers).sum(1) for o in range(outputs)], 1)
 
 
 def hippo_legs(d_state: int) -> Tensor:
@@ -150,7 +150,7 @@ def ema_taps(p: Tensor, q: Tensor, beta: Tensor, gamma: Tensor, length: int, ste
 
 
 def sgconv_taps(weight: Tensor, length: int, step: float = 1.0) -> Tensor:
-    """Tap l is s times the multiscale function at (l + ½) s: weight (c, H, S, d) -> (c, H, length), not normalised."""
+    """Tap l is s times the multiscale function at (l + ½) s: weight (c, H, S, d) -> (c, H, length), not normalized."""
     scales, d = weight.shape[-2:]
     taps = []
     for lag in range(length):
@@ -206,8 +206,8 @@ def sssd_block(
         return v @ maps[name][0].T + maps[name][1]
 
     def s4(layer: int, x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        u = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norms[layer][0] + norms[layer][1]
+        centerd = x - x.mean(-1, keepdim=True)
+        u = centerd / (centerd.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norms[layer][0] + norms[layer][1]
         forward, backward, skip = kernels[layer]
         y = []
         for t in range(length):
@@ -228,8 +228,8 @@ def sssd_block(
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(x - mean)/√(variance + 1e-5), scaled and shifted: (…, H)."""
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+    centerd = x - x.mean(-1, keepdim=True)
+    return centerd / (centerd.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
 
 
 def rotary_bias(i: int, j: int, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -390,7 +390,7 @@ def liquid(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 def liquid_terms(u: Tensor, A: Tensor, B: Tensor, C: Tensor, degree: int, mode: str) -> Tensor:
-    """Products of neighbours alone: 'kb' drives the state with them, 'pb' adds C B̄^p times them to the output."""
+    """Products of neighbors alone: 'kb' drives the state with them, 'pb' adds C B̄^p times them to the output."""
     x, outputs = torch.zeros_like(B), []
     for k in range(len(u)):
         x, extra = A @ x + B * u[k], torch.zeros_like(B)

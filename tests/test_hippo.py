@@ -1,4 +1,4 @@
-"""HiPPO matrices, their normal-plus-low-rank form and the diagonal initialisations, against golden/hippo.npz."""
+"""HiPPO matrices, their normal-plus-low-rank form and the diagonal initializations, against golden/hippo.npz."""
 
 import math
 

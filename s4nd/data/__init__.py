@@ -1,7 +1,7 @@
 """Images and clips at a chosen resolution, and the embedded procedural sets."""
 
 from s4nd.data.batches import Batches
-from s4nd.data.image_set import NORMALISATION, DataError, ImageSet, PixelSet, Splits
+from s4nd.data.image_set import NORMALIZATION, DataError, ImageSet, PixelSet, Splits
 from s4nd.data.image_task import ImageTask
 from s4nd.data.moving import MOTIONS, MovingSet
 from s4nd.data.named import fashion_mnist, load_images
@@ -15,7 +15,7 @@ from s4nd.data.video_task import VideoTask
 
 __all__ = [
     'MOTIONS',
-    'NORMALISATION',
+    'NORMALIZATION',
     'Batches',
     'ClipError',
     'ClipFiles',

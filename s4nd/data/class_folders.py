@@ -67,7 +67,7 @@ def locate(path: PurePosixPath) -> Member | None:
 def load_class_folders(root: str | None, source_size: int | None, cache: str | None) -> dict[str, PixelSet]:
     """Decode every image under `root` into memory: {'train': …, 'test': …}, or {'': …} where there is one set only.
 
-    source_size: side to which images are brought (centre square, then area average or bicubic); None: all must be
+    source_size: side to which images are brought (center square, then area average or bicubic); None: all must be
     squares of one size. cache: folder for the decoded images; None: none. A file that cannot be read is named in a
     warning, passed over and listed in `skipped`. Raises DataError where there is nothing to learn from.
     """

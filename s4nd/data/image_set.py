@@ -1,4 +1,4 @@
-"""A set of labelled images that can be asked for at any size."""
+"""A set of labeled images that can be asked for at any size."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from s4nd.data.resample import resize, to_bytes, to_float
 from s4nd.training.sizes import Size, parse_size
 
-__all__ = ['NORMALISATION', 'DataError', 'ImageSet', 'PixelSet', 'Splits', 'hold_out', 'spread_over_classes']
+__all__ = ['NORMALIZATION', 'DataError', 'ImageSet', 'PixelSet', 'Splits', 'hold_out', 'spread_over_classes']
 
-NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     # Mean and standard deviation of the training images, for channels in 0…1.
     'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     'cifar100': ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),

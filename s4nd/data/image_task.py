@@ -16,7 +16,7 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from s4nd.data.batches import Batches, ShownBatches
-from s4nd.data.image_set import NORMALISATION, DataError, ImageSet, Splits, spread_over_classes
+from s4nd.data.image_set import NORMALIZATION, DataError, ImageSet, Splits, spread_over_classes
 from s4nd.data.resample import resize, to_float
 from s4nd.data.stream import StreamBatches, StreamSet
 from s4nd.training.config import ConfigError, ImageConfig, ImageData
@@ -35,7 +35,7 @@ class ImageTask:
     stored size and averaged to the training size afterwards, so a shift may be a fraction of a training pixel.
     """
 
-    maximise = True
+    maximize = True
 
     def __init__(self, config: ImageConfig, splits: Splits) -> None:
         data = config.data
@@ -53,7 +53,7 @@ class ImageTask:
         self.monitor = f'accuracy@{data.size}'
         self.classes, self.channels = splits.train.classes, splits.train.channels
         self.metadata = {'classes': json.dumps(self.classes)}
-        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in NORMALISATION[data.kind])
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in NORMALIZATION[data.kind])
         self.mixup = None
         if mixing:
             self.mixup = Mixup(
@@ -115,11 +115,11 @@ class ImageTask:
         return F.cross_entropy(model(self.as_input(images)), labels, label_smoothing=self.config.data.label_smoothing)
 
     def prepare(self, images: Tensor, size: Size) -> Tensor:
-        """Images of any size to normalised floats at `size`; floats come normalised from the loader."""
+        """Images of any size to normalized floats at `size`; floats come normalized from the loader."""
         resized = resize(to_float(images), size)
-        return self._normalise(resized) if images.dtype == torch.uint8 else resized
+        return self._normalize(resized) if images.dtype == torch.uint8 else resized
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def _normalize(self, images: Tensor) -> Tensor:
         return (images - self.mean.to(images.device)) / self.std.to(images.device)
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
@@ -160,7 +160,7 @@ class ImageTask:
     def _score(
         self, model: nn.Module, device: torch.device, batches: Iterable[tuple[Tensor, Tensor]], size: Size
     ) -> dict[str, float]:
-        inputs = ((self.as_input(self._normalise(to_float(x.to(device)))), labels) for x, labels in batches)
+        inputs = ((self.as_input(self._normalize(to_float(x.to(device)))), labels) for x, labels in batches)
         accuracy, entropy = score(((model(x), labels) for x, labels in inputs), device)
         name = size_name(size)
         return {f'accuracy@{name}': accuracy, f'cross_entropy@{name}': entropy}

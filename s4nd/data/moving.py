@@ -154,7 +154,7 @@ def _pose(labels: Tensor, draws: Tensor, times: Tensor) -> Tensor:
     pose = start + flow[:, None] * times[:, None]
     turn = 2 * math.pi * (phase + _CIRCLE[labels][:, None] * _between(speed, _TURNS) * times)
     circle = _CIRCLE[labels].abs()[:, None] * _between(reach, _RADIUS)
-    # A triangle wave between 0 and 1: as long at each place, so that a uniform centre stays uniform.
+    # A triangle wave between 0 and 1: as long at each place, so that a uniform center stays uniform.
     swing = (2 * ((phase + times / _between(speed, _PERIOD)) % 1) - 1).abs()
     stroke = _BOUNCE[labels][:, None] * _between(reach, _STROKE) * swing
     heading = 2 * math.pi * heading
@@ -171,7 +171,7 @@ def _figure(items: Tensor, pose: Tensor, size: Size) -> Tensor:
     # Offsets from the item the short way round the torus, in halves of its side.
     low, high = (math.log(bound / 2) for bound in _SIZES)
     half = torch.exp(_between(growth, (low, high)))
-    down, right = ((line - centre + 0.5) % 1 - 0.5 for line, centre in ((rows, y), (columns, x)))
+    down, right = ((line - center + 0.5) % 1 - 0.5 for line, center in ((rows, y), (columns, x)))
     down, right = down / half, right / half
     cosine, sine = torch.cos(2 * math.pi * angle), torch.sin(2 * math.pi * angle)
     across = (right * cosine)[..., None, :] + (down * sine)[..., None]  # (N, T, P, P)

@@ -1,6 +1,6 @@
 """Procedural scenes: continuous pictures of ten classes, sampled at any resolution as area averages.
 
-A scene is a handful of numbers (pose, frequency, phase, colours); its picture is a function of the plane. Rendering
+A scene is a handful of numbers (pose, frequency, phase, colors); its picture is a function of the plane. Rendering
 averages that function over every pixel, on a grid of sample points that is the same for all sizes dividing 128: the
 picture at 16 is exactly the area average of the picture at 64.
 """
@@ -37,9 +37,9 @@ class ShapeSet:
     """Scenes drawn from one seed; `at(size)` renders them."""
 
     labels: Tensor  # (N,)
-    pose: Tensor  # (N, 6): centre y, x; angle; frequency; phase; scale
-    colours: Tensor  # (N, 2, 3): ground and figure
-    waves: Tensor  # (N, 3, 5): clutter of slow waves: frequency y, x, phase, amplitude, colour channel
+    pose: Tensor  # (N, 6): center y, x; angle; frequency; phase; scale
+    colors: Tensor  # (N, 2, 3): ground and figure
+    waves: Tensor  # (N, 3, 5): clutter of slow waves: frequency y, x, phase, amplitude, color channel
     classes: tuple[str, ...] = CLASSES
     skipped: tuple[str, ...] = ()
     channels: int = 3
@@ -74,7 +74,7 @@ class ShapeSet:
         # stay so far from 0 and 1 that the clutter is never clipped, and averages stay exact.
         step = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1) * 0.45
         figure = torch.where((ground + step - 0.5).abs() <= 0.4, ground + step, ground - step).clamp(0.1, 0.9)
-        colours = torch.stack([ground, figure], 1)
+        colors = torch.stack([ground, figure], 1)
         waves = torch.cat(
             [
                 uniform(-2.5, 2.5, count, 3, 2),
@@ -84,10 +84,10 @@ class ShapeSet:
             ],
             dim=2,
         )
-        return cls(labels, pose, colours, waves)
+        return cls(labels, pose, colors, waves)
 
     def select(self, indices: Tensor) -> ShapeSet:
-        parts = {name: getattr(self, name)[indices] for name in ('labels', 'pose', 'colours', 'waves')}
+        parts = {name: getattr(self, name)[indices] for name in ('labels', 'pose', 'colors', 'waves')}
         return replace(self, **parts)
 
     def at(self, size: int | Size) -> Tensor:
@@ -104,12 +104,12 @@ class ShapeSet:
             chosen = self.labels[window] == label
             value = _figure(CLASSES[label], self.pose[window][chosen], *lines)
             figure[chosen] = torch.nn.functional.avg_pool2d(value, counts)
-        ground, colour = self.colours[window].unbind(1)
-        picture = ground[:, :, None, None] + (colour - ground)[:, :, None, None] * figure[:, None]
+        ground, color = self.colors[window].unbind(1)
+        picture = ground[:, :, None, None] + (color - ground)[:, :, None, None] * figure[:, None]
         return picture + self._clutter(window, size)
 
     def _clutter(self, window: slice, size: Size) -> Tensor:
-        """Slow plane waves, one a colour channel; their mean over a pixel has a closed form."""
+        """Slow plane waves, one a color channel; their mean over a pixel has a closed form."""
         across, down = self.waves[window, :, 1], self.waves[window, :, 0]
         rows, columns = ((torch.arange(side) + 0.5) / side for side in size)
         angle = 2 * math.pi * (down[..., None, None] * rows[:, None] + across[..., None, None] * columns)
@@ -118,9 +118,9 @@ class ShapeSet:
 
 
 def _figure(name: str, pose: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """How much of the figure's colour stands at each point: (B, rows, columns) in 0…1, with soft edges."""
-    centre_y, centre_x, angle, frequency, phase, scale = (value[:, None, None] for value in pose.unbind(1))
-    down, across = rows[:, None] - centre_y, columns[None, :] - centre_x
+    """How much of the figure's color stands at each point: (B, rows, columns) in 0…1, with soft edges."""
+    center_y, center_x, angle, frequency, phase, scale = (value[:, None, None] for value in pose.unbind(1))
+    down, across = rows[:, None] - center_y, columns[None, :] - center_x
     y, x = down * angle.cos() + across * angle.sin(), across * angle.cos() - down * angle.sin()
     if name in ('bars', 'fine bars', 'posts', 'fine posts', 'slopes'):
         return _stripes(y * frequency, phase)

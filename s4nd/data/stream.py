@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from s4nd.data.class_folders import UNREADABLE, Member, decode, list_members
-from s4nd.data.image_set import NORMALISATION, DataError
+from s4nd.data.image_set import NORMALIZATION, DataError
 from s4nd.data.resample import resize, to_bytes, to_float
 from s4nd.training.config import ImageData
 from s4nd.training.sizes import Size
@@ -56,12 +56,12 @@ class StreamSet:
             self.bad.add(path)
 
     def train_batches(self, data: ImageData, seed: int) -> StreamBatches:
-        """One augmented epoch of (floats (B, 3, size, size), already normalised, labels (B,))."""
+        """One augmented epoch of (floats (B, 3, size, size), already normalized, labels (B,))."""
         count = len(self.paths)
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(count, generator=generator)[: -(-count // data.repeats)]
         order = drawn.repeat_interleave(data.repeats)[:count]
-        mean, std = NORMALISATION['imagenet']
+        mean, std = NORMALIZATION['imagenet']
         transform = create_transform(
             data.size, is_training=True, hflip=0.5 if data.flip else 0.0, auto_augment=data.auto_augment,
             color_jitter=None, interpolation='random', re_prob=data.random_erasing, re_mode='pixel', mean=mean, std=std,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from s4nd.data.image_set import NORMALISATION, Splits, spread_over_classes
+from s4nd.data.image_set import NORMALIZATION, Splits, spread_over_classes
 from s4nd.data.image_task import score
 from s4nd.data.resample import to_float
 from s4nd.data.video_grid import ClipGrid, rate_name
@@ -30,7 +30,7 @@ class VideoTask:
     model is one of images and a clip's scores are the mean over its frames.
     """
 
-    maximise = True
+    maximize = True
 
     def __init__(self, config: VideoConfig, splits: Splits) -> None:
         data = config.data
@@ -48,8 +48,8 @@ class VideoTask:
         self.metadata = {
             'classes': json.dumps(self.classes), 'size': str(data.size), 'frame_rate': rate_name(data.frame_rate),
         }  # fmt: skip
-        kind = data.kind if data.kind in NORMALISATION else 'folder'
-        self.mean, self.std = (torch.tensor(values)[:, None, None, None] for values in NORMALISATION[kind])
+        kind = data.kind if data.kind in NORMALIZATION else 'folder'
+        self.mean, self.std = (torch.tensor(values)[:, None, None, None] for values in NORMALIZATION[kind])
 
     @property
     def skipped(self) -> list[str]:

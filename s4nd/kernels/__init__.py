@@ -1,4 +1,4 @@
-"""Kernels: parameters -> taps, chosen by name. `s4nd.catalogue` says what each is."""
+"""Kernels: parameters -> taps, chosen by name. `s4nd.catalog` says what each is."""
 
 import inspect
 import math

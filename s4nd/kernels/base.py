@@ -31,7 +31,7 @@ class Kernel(nn.Module):
         raise NotImplementedError
 
     def cells(self, length: int, step: float = 1.0) -> Tensor:
-        """Centred lag taps of one side, (channels, d_model, length): entry l is the mean of the kernel over
+        """Centerd lag taps of one side, (channels, d_model, length): entry l is the mean of the kernel over
         [l - ½, l + ½], entry 0 the part of it that lies on this side. Taps at half the step, summed in pairs."""
         return pair_cells(self.forward(2 * length - 1, step / 2))
 
@@ -92,7 +92,7 @@ class SSMKernel(Kernel):
         self.register_buffer('bandlimit', torch.empty((), device=device, dtype=dtype))
 
     def reset_time(self) -> None:
-        """Initialise dt, log-uniform in [dt_min, dt_max], and the bandlimit."""
+        """Initialize dt, log-uniform in [dt_min, dt_max], and the bandlimit."""
         with torch.no_grad():
             low, high = math.log(self.dt_min), math.log(self.dt_max)
             self.log_dt.uniform_(0.0, 1.0).mul_(high - low).add_(low)
@@ -105,7 +105,7 @@ class SSMKernel(Kernel):
             self.bandlimit.mul_(factor)
 
     def system(self, step: float = 1.0) -> list[Tensor]:
-        """The discretised one-step form at `step`, as `advance` takes it."""
+        """The discretized one-step form at `step`, as `advance` takes it."""
         raise NotImplementedError
 
     @staticmethod
@@ -162,7 +162,7 @@ def eager(x: Tensor) -> bool:
 
 
 def wide(x: Tensor) -> Tensor:
-    """x in float64, where discretisation and powers are computed (float32 on devices that have no float64)."""
+    """x in float64, where discretization and powers are computed (float32 on devices that have no float64)."""
     return x.float() if x.device.type == 'mps' else x.double()
 
 

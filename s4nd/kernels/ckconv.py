@@ -47,7 +47,7 @@ class SIREN(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as published: first layer uniform in ±1/D, second in ±√(6/W)/ω0, biases as torch; unit output."""
+        """Initialize as published: first layer uniform in ±1/D, second in ±√(6/W)/ω0, biases as torch; unit output."""
         for layer in (self.first, self.second, self.out):
             layer.reset_parameters()
         nn.init.uniform_(self.first.weight, -1 / self.first.in_features, 1 / self.first.in_features)
@@ -150,7 +150,7 @@ class CKConvKernel(Kernel):
     """A coordinate network over the length of the axis, times a Gaussian mask of trained width about lag 0.
 
     A tap at step s is s times the function in the middle of its cell: at another step the same function is sampled more
-    or less densely. Kernels are divided by their root mean square norm at initialisation, which is kept as a buffer.
+    or less densely. Kernels are divided by their root mean square norm at initialization, which is kept as a buffer.
     The published crop where the mask is below 0.1 is not made: its size would depend on the data.
 
     Args:
@@ -196,7 +196,7 @@ class CKConvKernel(Kernel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the network, the norm that it gives, and the mask.
+        """Initialize the network, the norm that it gives, and the mask.
 
         The mask's standard deviation is 0.075 in coordinates, as in FlexConv, but not below a sample.
         """

@@ -23,7 +23,7 @@ class CKConvKernelND(nn.Module):
     function in the middle of its cell times the volume of the cell: on another grid the same function is sampled more
     or less densely. Cells larger than those that the kernel was made for are sums over parts that are smaller. The
     kernel ends where the mask of an axis falls below 0.1 (FlexConv), inside a cell or not: a cell on the border counts
-    by its share. Kernels are divided by their root mean square norm at initialisation, which is kept as a buffer.
+    by its share. Kernels are divided by their root mean square norm at initialization, which is kept as a buffer.
 
     Args:
         d_model: H, number of features.
@@ -72,7 +72,7 @@ class CKConvKernelND(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as CKConvKernel: the network, the norm that it gives, the mask (not below a sample)."""
+        """Initialize as CKConvKernel: the network, the norm that it gives, the mask (not below a sample)."""
         self.made_for = list(self.lengths)  # re-anchoring leaves it; in the state dict
         self.network.reset_parameters()
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """What kernels with a dense state matrix share: taps C Āˡ B̄, and the step in the full state.
 
-Shape legend: see base.py; here the state is real, S' is 1 or H: the number of distinct discretised systems.
+Shape legend: see base.py; here the state is real, S' is 1 or H: the number of distinct discretized systems.
 """
 
 import torch

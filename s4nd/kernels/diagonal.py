@@ -84,7 +84,7 @@ class S4DKernel(SSMKernel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise: A and B by `init`, C complex normal with unit variance, dt log-uniform."""
+        """Initialize: A and B by `init`, C complex normal with unit variance, dt log-uniform."""
         modes = self.log_A_real.shape[-1]
         with torch.no_grad():
             if self.init == 'random':
@@ -160,7 +160,7 @@ class S4DKernel(SSMKernel):
         return {'x': torch.zeros(batch, self.d_model, modes, 2, device=self.C.device, dtype=dtype)}
 
     def system(self, step: float = 1.0) -> list[Tensor]:
-        """The discretised one-step form [Ā re, Ā im, B̄ re, B̄ im, C re, C im], for `advance`."""
+        """The discretized one-step form [Ā re, Ā im, B̄ re, B̄ im, C re, C im], for `advance`."""
         dtype = torch.promote_types(self.C.dtype, torch.float32)
         return [t.to(dtype) for t in [*self._discretize(step), *self._readout()]]
 

@@ -23,7 +23,7 @@ INITS = {'legs': ('legs',), 'legt': ('legt',), 'lagt': ('lagt',), 'fout': ('fout
 
 
 class S4Kernel(SSMKernel):
-    """Diagonal-plus-low-rank SSM kernel, discretised by the bilinear rule.
+    """Diagonal-plus-low-rank SSM kernel, discretized by the bilinear rule.
 
     Args:
         d_model: H, number of features.
@@ -83,7 +83,7 @@ class S4Kernel(SSMKernel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise: Λ, P, B from hippo.nplr, C complex normal with unit variance, dt log-uniform."""
+        """Initialize: Λ, P, B from hippo.nplr, C complex normal with unit variance, dt log-uniform."""
         with torch.no_grad():
             self.P.normal_(std=0.01)
             self.C.normal_(std=0.5**0.5)

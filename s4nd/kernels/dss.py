@@ -31,7 +31,7 @@ from s4nd.kernels.diagonal import S4DKernel, sum_modes
 
 
 class _DSSKernel(SSMKernel):
-    """What both forms have: dt, Λ and C, and the published initialisation. Re Λ is the subclass's parameter."""
+    """What both forms have: dt, Λ and C, and the published initialization. Re Λ is the subclass's parameter."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class _DSSKernel(SSMKernel):
         self.C = parameter(channels, d_model, d_state // 2, 2)
 
     def reset_parameters(self) -> None:
-        """Initialise as published: Λ the skew part of HiPPO, real and imaginary part of C from N(0, 1)."""
+        """Initialize as published: Λ the skew part of HiPPO, real and imaginary part of C from N(0, 1)."""
         w = hippo.nplr('legs', self.d_state)[0]
         with torch.no_grad():
             self._set_real_part(w.real)
@@ -153,7 +153,7 @@ class DSSSoftmaxKernel(_DSSKernel):
     It has no recurrence: a growing mode is bounded in the window only, so a state would overflow beyond it.
 
     Args:
-        length: L, of the axis, in samples of the training grid; the kernel is normalised over it and zero beyond it.
+        length: L, of the axis, in samples of the training grid; the kernel is normalized over it and zero beyond it.
         The rest: as DSSExpKernel.
 
     The reciprocal of x = Λ (e^{Λ dt L} - 1) is x̄ / (|x|² + 1e-7), as published.
@@ -199,7 +199,7 @@ class DSSSoftmaxKernel(_DSSKernel):
         check_length_and_step(length, step)
         if step > self.length:
             raise ValueError(
-                f"kernel 'dss-softmax' is normalised over an axis of {self.length} samples, which has no two that are "
+                f"kernel 'dss-softmax' is normalized over an axis of {self.length} samples, which has no two that are "
                 f'{step} apart'
             )
         window = max(1, math.ceil(self.length / step - 1e-6))

@@ -57,7 +57,7 @@ class EMAKernel(Kernel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as published: α and δ from N(0, 0.2²), β alternately ±1 plus N(0, 0.02²), γ from N(0, 1)."""
+        """Initialize as published: α and δ from N(0, 0.2²), β alternately ±1 plus N(0, 0.02²), γ from N(0, 1)."""
         with torch.no_grad():
             self.alpha.normal_(std=0.2)
             self.delta.normal_(std=0.2)

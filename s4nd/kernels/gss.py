@@ -46,7 +46,7 @@ class GSSKernel(DSSExpKernel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as published: a, b and both parts of C from N(0, 1)."""
+        """Initialize as published: a, b and both parts of C from N(0, 1)."""
         with torch.no_grad():
             self.log_A_real.normal_()
             self.log_A_imag.normal_()

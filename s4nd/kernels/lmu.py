@@ -15,7 +15,7 @@ from s4nd.kernels.dense import DenseKernel
 
 
 class LMUKernel(DenseKernel):
-    """Readout C of a Legendre memory; (A, B) and θ are not trained. Discretised by zero-order hold.
+    """Readout C of a Legendre memory; (A, B) and θ are not trained. Discretized by zero-order hold.
 
     S4(kernel='lmu') is the linear recurrent layer: memory and readout, streaming in the dense state.
 
@@ -55,7 +55,7 @@ class LMUKernel(DenseKernel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise C, and θ to its first value."""
+        """Initialize C, and θ to its first value."""
         with torch.no_grad():
             degree = torch.arange(self.d_state, device=self.C.device, dtype=torch.float32)
             self.C.normal_().div_((2 * degree + 1).sqrt())

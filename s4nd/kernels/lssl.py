@@ -1,6 +1,6 @@
 """LSSL: a dense state matrix that is trained as it is (arXiv 2110.13985).
 
-x' = A x + B u, y = C x with a full real A, discretised by the bilinear rule; the taps C Āˡ B̄ are a Krylov sequence, by
+x' = A x + B u, y = C x with a full real A, discretized by the bilinear rule; the taps C Āˡ B̄ are a Krylov sequence, by
 repeated squaring. Meant for small states: it costs O(N³) a feature, and nothing keeps a trained A stable (S4 does).
 Shape legend: see base.py.
 """
@@ -59,7 +59,7 @@ class LSSLKernel(DenseKernel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise: A and B from hippo.transition, C normal with unit variance, dt log-uniform."""
+        """Initialize: A and B from hippo.transition, C normal with unit variance, dt log-uniform."""
         A, B = hippo.transition(self.init, self.d_state)
         with torch.no_grad():
             self.A.copy_(A)

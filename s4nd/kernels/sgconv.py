@@ -25,7 +25,7 @@ class SGConvKernel(Kernel):
         d_state: d, taps of a sub-kernel, at most the length.
         length: of the axis, in samples of the training grid.
 
-    A kernel is divided by its norm over `length` taps when it is initialised; the norm is kept as a buffer.
+    A kernel is divided by its norm over `length` taps when it is initialized; the norm is kept as a buffer.
 
     Raises:
         ValueError: for sizes below 1, or a length that is not known (infinite) or below 1.
@@ -58,7 +58,7 @@ class SGConvKernel(Kernel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise: weights from N(0, 1), and the norm of the kernel they give."""
+        """Initialize: weights from N(0, 1), and the norm of the kernel they give."""
         with torch.no_grad():
             self.weight.normal_()
             self.unit.fill_(1.0)

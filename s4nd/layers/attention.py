@@ -166,7 +166,7 @@ class LocalAttention(nn.Module):
         return attention_state(batch, self.num_heads, width, width, self.out.weight)
 
     def system(self) -> list[Tensor]:
-        """Nothing is discretised here."""
+        """Nothing is discretized here."""
         return []
 
     def step(self, x: Tensor, state: State, system: list[Tensor] | None = None) -> tuple[Tensor, State]:

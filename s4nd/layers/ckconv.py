@@ -58,7 +58,7 @@ class CKConv(nn.Module):
         self._memo = Memo()
 
     def reset_parameters(self) -> None:
-        """Initialise the kernel; no bias."""
+        """Initialize the kernel; no bias."""
         self.kernel.reset_parameters()
         nn.init.zeros_(self.bias)
 

@@ -70,7 +70,7 @@ class GSS(nn.Module):
         return self.kernel.init_state(batch)
 
     def system(self) -> list[Tensor]:
-        """The discretised recurrence: compute it once before a loop of `step` calls."""
+        """The discretized recurrence: compute it once before a loop of `step` calls."""
         return self.kernel.system()
 
     def step(self, x: Tensor, state: State, system: list[Tensor] | None = None) -> tuple[Tensor, State]:
@@ -144,7 +144,7 @@ class GSSHybrid(nn.Module):
         return {f'layers.{i}.{key}': value for i, state in enumerate(states) for key, value in state.items()}
 
     def system(self) -> list[list[Tensor]]:
-        """The discretised recurrence of each layer: compute it once before a loop of `step` calls."""
+        """The discretized recurrence of each layer: compute it once before a loop of `step` calls."""
         return [layer.system() for layer in self.layers]
 
     def step(self, x: Tensor, state: State, system: list[list[Tensor]] | None = None) -> tuple[Tensor, State]:

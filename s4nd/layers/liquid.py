@@ -3,7 +3,7 @@
 The paper's recurrence lets the input act on the transition too, x_k = (Ā + B̄ u_k) x_{k-1} + B̄ u_k, y_k = C x_k, where
 B̄ u_k multiplies the state entry by entry. Unrolled, the output is linear in products of inputs u_i u_j … at different
 times, because each step after i either moves the state by Ā or multiplies it by an input. The layer keeps the products
-of neighbours, v_k^(p) = u_k u_{k-1} … u_{k-p+1} with p up to `degree` factors: p inputs make B̄^p (entry by entry) of
+of neighbors, v_k^(p) = u_k u_{k-1} … u_{k-p+1} with p up to `degree` factors: p inputs make B̄^p (entry by entry) of
 the state zero, and Ā moves it from there, so that they have the weight C Āˡ B̄^p in the output l samples on.
 
     y_k = Σ_l C Āˡ B̄ u_{k-l} + Σ_{p=2}^{degree} Σ_l κ_p[l] v_{k-l}^(p) + D u_k,    κ_p[l] = C Āˡ B̄^p
@@ -28,7 +28,7 @@ MODES = ('kb', 'pb')
 
 
 class LiquidS4(S4):
-    """S4 with products of neighbouring inputs; no parameters beyond those of S4.
+    """S4 with products of neighboring inputs; no parameters beyond those of S4.
 
     Args:
         d_model: H, number of features.
@@ -38,8 +38,8 @@ class LiquidS4(S4):
         The rest: as S4; any kernel that has a recurrence.
 
     `forward`: (B, H, L) -> (B, H, L), causal. `step`: one sample (B, H) and a state -> (B, H) and the new state;
-    stepping through a clip from `init_state` equals the forward. The output is a polynomial of the input: normalise it.
-    Which samples are neighbours depends on the sampling, so the step cannot change.
+    stepping through a clip from `init_state` equals the forward. The output is a polynomial of the input: normalize it.
+    Which samples are neighbors depends on the sampling, so the step cannot change.
 
     Raises:
         ValueError: for a degree below 2, an unknown mode, a system at another step, and as S4.
@@ -151,7 +151,7 @@ class LiquidS4(S4):
 
 def _check_step(step: float) -> None:
     if step != 1.0:
-        raise ValueError(f'neighbouring samples are neighbours at one step only: expected 1, got {step}')
+        raise ValueError(f'neighboring samples are neighbors at one step only: expected 1, got {step}')
 
 
 def _products(u: Tensor, degree: int) -> Tensor:

@@ -108,7 +108,7 @@ class Mega(nn.Module):
         return self.kernel.init_state(batch) | attention_state(batch, 1, self.d_key, self.d_value, self.hidden.weight)
 
     def system(self) -> list[Tensor]:
-        """The discretised average: compute it once before a loop of `step` calls."""
+        """The discretized average: compute it once before a loop of `step` calls."""
         return self.kernel.system()
 
     def step(self, x: Tensor, state: State, system: list[Tensor] | None = None) -> tuple[Tensor, State]:
@@ -128,11 +128,11 @@ class Mega(nn.Module):
 
     def _average(self, u: Tensor) -> Tensor:
         """x' of normed u (B, C, L)."""
-        taps, centre = self.kernel(u.shape[2]), 0  # (1, C, L)
+        taps, center = self.kernel(u.shape[2]), 0  # (1, C, L)
         if self.bidirectional:
             ahead = taps[:, self.d_model :, 1:].flip(-1)  # lag -l takes tap l; tap 0 is dropped
-            taps, centre = torch.cat([ahead, taps[:, : self.d_model]], -1), ahead.shape[-1]
-        return F.silu(separable_conv(u, [taps], [centre], skip=self.omega))
+            taps, center = torch.cat([ahead, taps[:, : self.d_model]], -1), ahead.shape[-1]
+        return F.silu(separable_conv(u, [taps], [center], skip=self.omega))
 
     def _project(self, average: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x' (…, C) -> q, k (…, Z) and the projections of the gates (…, V + 2C)."""

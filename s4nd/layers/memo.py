@@ -12,7 +12,7 @@ class Memo:
     """Holds what was computed from some tensors, for use in evaluation without autograd.
 
     A result is valid for the same key while every tensor is the same object with the same storage, dtype, device and
-    version counter; optimiser steps, load_state_dict, `.to` and in-place edits all change one of these. (Writes through
+    version counter; optimizer steps, load_state_dict, `.to` and in-place edits all change one of these. (Writes through
     `tensor.data` do not: autograd cannot see them either.) Copies and pickles start empty.
     """
 

@@ -60,7 +60,7 @@ class S4(S4ND):
         return self.kernels[0].init_state(batch)
 
     def system(self, step: float = 1.0) -> list[Tensor]:
-        """The discretised recurrence at `step`: compute it once before a loop of `step` calls."""
+        """The discretized recurrence at `step`: compute it once before a loop of `step` calls."""
         return self.kernels[0].system(step)
 
     def step(
@@ -68,7 +68,7 @@ class S4(S4ND):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One sample (B, H) -> (B, H) and the new state; `state` is left as it was.
 
-        `system` None discretises anew, which costs more than the step itself.
+        `system` None discretizes anew, which costs more than the step itself.
 
         Raises:
             ValueError: if x is not (B, H).

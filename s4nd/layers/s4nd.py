@@ -39,9 +39,9 @@ class S4ND(nn.Module):
         tensor_rank: R, outer products that are averaged.
         channels: c, kernels a feature; features out are c·H, channel-major.
         out_channels: O, mixes all features: a kernel for every pair (o, h), summed over h. Then there is no D.
-        centred: lag l of a two-sided kernel integrates over [l - ½, l + ½], which makes the layer independent of the
+        centerd: lag l of a two-sided kernel integrates over [l - ½, l + ½], which makes the layer independent of the
             resolution. False is the published layout, whose backward kernel begins at lag -1.
-        window: least width, in samples of the training grid, over which a centred lag averages the kernel (one value,
+        window: least width, in samples of the training grid, over which a centerd lag averages the kernel (one value,
             or one for each axis). 0: the cell of the grid at hand, exactly. 1: never less than a cell of the training
             grid, so that a finer grid sees no more of the kernel than training did.
         skip: whether D exists.
@@ -81,7 +81,7 @@ class S4ND(nn.Module):
         channels: int = 1,
         out_channels: int | None = None,
         l_max: float | tuple[float | None, ...] | None = None,
-        centred: bool = True,
+        centerd: bool = True,
         window: float | tuple[float, ...] = 0.0,
         padding: str | tuple[str, ...] = 'zeros',
         skip: bool = True,
@@ -103,7 +103,7 @@ class S4ND(nn.Module):
             raise ValueError(f"unknown method '{method}': expected one of {', '.join(METHODS)}")
         self.d_model, self.tensor_rank = d_model, tensor_rank
         self.channels, self.out_channels = channels, 0 if out_channels is None else out_channels
-        self.centred, self.method = centred, method
+        self.centerd, self.method = centerd, method
         self.bidirectional = _per_axis(bidirectional, self.spatial_dims, 'bidirectional')
         self.padding = _per_axis(padding, self.spatial_dims, 'padding')
         if not set(self.padding) <= {'zeros', 'replicate'}:
@@ -114,8 +114,8 @@ class S4ND(nn.Module):
         if min(self._l_max) < 1:
             raise ValueError(f'l_max must be at least 1, got {l_max}')
         self._window = [float(v) for v in _per_axis(window, self.spatial_dims, 'window')]
-        if min(self._window) < 0 or (max(self._window) > 0 and not centred):
-            raise ValueError(f'window must not be negative, and 0 unless the taps are centred, got {window}')
+        if min(self._window) < 0 or (max(self._window) > 0 and not centerd):
+            raise ValueError(f'window must not be negative, and 0 unless the taps are centerd, got {window}')
         options = [
             _per_axis(value, self.spatial_dims, name)
             for name, value in (
@@ -151,7 +151,7 @@ class S4ND(nn.Module):
         self._reset_skip()
 
     def reset_parameters(self) -> None:
-        """Initialise all kernels, and D from N(0, 1)."""
+        """Initialize all kernels, and D from N(0, 1)."""
         for kernel in self.kernels:
             kernel.reset_parameters()
         self._reset_skip()
@@ -207,18 +207,18 @@ class S4ND(nn.Module):
             raise ValueError(f'the input is empty: shape {list(x.shape)}')
         size = list(x.shape[2:])
         if torch.jit.is_scripting():
-            taps, centres = self.axis_operators(size)
+            taps, centers = self.axis_operators(size)
         else:
-            taps, centres = self._remembered_operators(size)
+            taps, centers = self._remembered_operators(size)
         if self.out_channels > 0:
-            return self._mix(x, taps, centres)
+            return self._mix(x, taps, centers)
         u = x if self.channels == 1 else torch.cat([x] * self.channels, 1)
-        return self._convolve(u, taps, centres, None if self.D is None else self.D.flatten())
+        return self._convolve(u, taps, centers, None if self.D is None else self.D.flatten())
 
     def axis_taps(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
         """Lag taps (R, M·H, K) of each axis for an input of this size, and the index of lag 0 in each."""
         taps: list[Tensor] = []
-        centres: list[int] = []
+        centers: list[int] = []
         for axis, kernel in enumerate(self.kernels):
             step = self.axis_step(axis, size[axis])
             lags = size[axis]
@@ -230,10 +230,10 @@ class S4ND(nn.Module):
                 lags = max(1, int(round(self._l_max[axis] / step)))  # noqa: RUF046 (TorchScript's round gives a float)
             bidirectional = self.bidirectional[axis]
             window = max(1.0, self._window[axis] / step)  # in samples of the grid at hand
-            cells = bidirectional and self.centred and window == 1.0
+            cells = bidirectional and self.centerd and window == 1.0
             if cells:
                 k = kernel.cells(lags, step)
-            elif bidirectional and self.centred:
+            elif bidirectional and self.centerd:
                 k = kernel(2 * lags - 2 + math.ceil(window), step / 2)
             else:
                 k = kernel(lags, step)
@@ -241,18 +241,18 @@ class S4ND(nn.Module):
             k = k.reshape(2 if bidirectional else 1, self.tensor_rank, -1, k.shape[-1])
             if axis == 0:
                 k = k / self.tensor_rank
-            centre = 0
+            center = 0
             if cells:
                 # Lag 0 takes half a cell from each side.
                 two_sided = torch.cat([k[1, ..., 1:].flip(-1), k[0, ..., :1] + k[1, ..., :1], k[0, ..., 1:]], -1)
-                centre = lags - 1
+                center = lags - 1
             elif bidirectional:
-                two_sided, centre = lag_taps(k[0], k[1], self.centred, window)
+                two_sided, center = lag_taps(k[0], k[1], self.centerd, window)
             else:
                 two_sided = k[0]
             taps.append(two_sided)
-            centres.append(centre)
-        return taps, centres
+            centers.append(center)
+        return taps, centers
 
     def axis_step(self, axis: int, size: int) -> float:
         """Step of an axis that holds `size` samples."""
@@ -261,11 +261,11 @@ class S4ND(nn.Module):
 
     def axis_operators(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
         """What `separable_conv` takes: the taps of `axis_taps`, or matrices (R, M·H, L, L) of axes that replicate."""
-        taps, centres = self.axis_taps(size)
+        taps, centers = self.axis_taps(size)
         for axis, length in enumerate(size):
             if self.padding[axis] == 'replicate':
-                taps[axis] = toeplitz_replicate(taps[axis], centres[axis], length)
-        return taps, centres
+                taps[axis] = toeplitz_replicate(taps[axis], centers[axis], length)
+        return taps, centers
 
     @torch.jit.unused
     def _remembered_operators(self, size: list[int]) -> tuple[list[Tensor], list[int]]:
@@ -282,26 +282,26 @@ class S4ND(nn.Module):
             step = self.axis_step(axis, size[axis])
             if step > 1 and hasattr(kernel, 'bandlimit') and not kernel.bandlimit.is_meta:
                 warn_if_aliased(axis, float(kernel.bandlimit), step)
-        taps, centres = self.axis_operators(size)
+        taps, centers = self.axis_operators(size)
         if torch.is_grad_enabled():
-            return taps, centres
+            return taps, centers
         short = [taps[axis].dim() == 4 or use_toeplitz(size, axis, self.method) for axis in range(len(size))]
         for axis, length in enumerate(size):
             if short[axis] and taps[axis].dim() == 3:
-                taps[axis] = toeplitz(taps[axis], centres[axis], length)
+                taps[axis] = toeplitz(taps[axis], centers[axis], length)
         if all(short) and math.prod(size) <= _JOINT_UP_TO:
             return [joint_matrix(taps)], [0]
-        return taps, centres
+        return taps, centers
 
-    def _convolve(self, u: Tensor, taps: list[Tensor], centres: list[int], skip: Tensor | None) -> Tensor:
+    def _convolve(self, u: Tensor, taps: list[Tensor], centers: list[int], skip: Tensor | None) -> Tensor:
         if len(taps) < self.spatial_dims:  # one matrix for all axes
-            return separable_conv(u.flatten(2), taps, centres, self.method, skip).reshape(u.shape)
-        return separable_conv(u, taps, centres, self.method, skip)
+            return separable_conv(u.flatten(2), taps, centers, self.method, skip).reshape(u.shape)
+        return separable_conv(u, taps, centers, self.method, skip)
 
-    def _mix(self, x: Tensor, taps: list[Tensor], centres: list[int]) -> Tensor:
+    def _mix(self, x: Tensor, taps: list[Tensor], centers: list[int]) -> Tensor:
         """Every input feature to every output: (B, H, …) -> (B, O, …), summed over H."""
         u = torch.cat([x] * self.out_channels, 1)
-        y = self._convolve(u, taps, centres, None)
+        y = self._convolve(u, taps, centers, None)
         return y.unflatten(1, [self.out_channels, self.d_model]).sum(2)
 
     def _reset_skip(self) -> None:

@@ -28,7 +28,7 @@ class S5(nn.Module):
         blocks: J; Λ starts as J copies of the spectrum of HiPPO-N (the normal part of LegS) with N/J states each.
         dt_min, dt_max: range of the log-uniform initial timescales, one a mode, in units of time a sample of the
             training grid.
-        bidirectional: adds a scan from the end, with a C of its own. Both sides are centred as those of S4ND: lag l
+        bidirectional: adds a scan from the end, with a C of its own. Both sides are centerd as those of S4ND: lag l
             holds the system's response over [l - ½, l + ½], lag 0 half a cell of each side.
         bandlimit: α; modes at or above α/2 cycles a sample of the training grid are masked. None: off.
         skip: whether D exists.
@@ -91,7 +91,7 @@ class S5(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as published: Λ, V of HiPPO-N in blocks, B̃ = V⁻¹B and C̃ = CV with B and C real and LeCun normal
+        """Initialize as published: Λ, V of HiPPO-N in blocks, B̃ = V⁻¹B and C̃ = CV with B and C real and LeCun normal
         (variance 1/H and 1/N), D from N(0, 1), dt log-uniform."""
         w, _, _, V = hippo.nplr('legs', self.d_state // self.blocks)
         place = {'device': V.device, 'dtype': V.real.dtype}
@@ -148,7 +148,7 @@ class S5(nn.Module):
         return {'x': torch.zeros(batch, self.d_state // 2, 2, device=self.C.device, dtype=dtype)}
 
     def system(self, step: float = 1.0) -> list[Tensor]:
-        """The discretised recurrence [Λ̄ (n, 2), B̄ (H, N), C̃ (N, H)] at `step`: compute it once before a loop of steps.
+        """The discretized recurrence [Λ̄ (n, 2), B̄ (H, N), C̃ (N, H)] at `step`: compute it once before a loop of steps.
 
         An axis of N entries holds pairs (Re, Im) of modes; C̃ takes in the factors of y = 2 Re(C̃ x).
         """
@@ -161,7 +161,7 @@ class S5(nn.Module):
     def step(
         self, x: Tensor, state: dict[str, Tensor], system: list[Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One sample (B, H) -> (B, H) and the new state; `state` is left as it was. `system` None discretises anew."""
+        """One sample (B, H) -> (B, H) and the new state; `state` is left as it was. `system` None discretizes anew."""
         check_sample(x, self.d_model)
         a, B, C = self.system() if system is None else system
         before = state['x']

@@ -61,7 +61,7 @@ class Backbone(nn.Module):
     Args:
         stem: module (B, in_chans, H, W) -> (B, C, h, w) with `set_grid(img_size) -> grid` and `follows_size`.
         stages: `Stage` modules, one a feature level.
-        norm: normalisation of the last feature map, or Identity.
+        norm: normalization of the last feature map, or Identity.
         head: timm classifier head (`ClassifierHead` or `NormMlpClassifierHead`).
         feature_info: one dict(num_chs, reduction) a stage, in the order of the stages.
         in_chans, num_classes, drop_rate: as in timm.
@@ -99,9 +99,9 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True) -> None:
-        """Initialise the weights. `needs_reset=True` also re-draws what a constructor draws by itself, for storage
+        """Initialize the weights. `needs_reset=True` also re-draws what a constructor draws by itself, for storage
         that holds nothing yet (after `to_empty()`)."""
-        # Kernels may hold networks, which have an initialisation of their own.
+        # Kernels may hold networks, which have an initialization of their own.
         inside = {part for layer in self.modules() if isinstance(layer, S4ND) for part in layer.kernels.modules()}
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)) and module not in inside:
@@ -170,7 +170,7 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Patterns of the parameters that timm's optimisers should not decay: the state-space ones."""
+        """Patterns of the parameters that timm's optimizers should not decay: the state-space ones."""
         return ssm_parameter_patterns(self)
 
     @torch.jit.ignore

@@ -185,7 +185,7 @@ class CCNN(Backbone):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Patterns of the parameters that timm's optimisers should not decay: those of the kernels."""
+        """Patterns of the parameters that timm's optimizers should not decay: those of the kernels."""
         return {'*.conv.kernel.*'}
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -161,13 +161,13 @@ class ViS4merHead(nn.Module):
         self.reset_classifier(num_classes, global_pool)
 
     def init_weights(self) -> None:
-        """Draw all weights but an encoder's anew: torch's initialisations of linear maps, as published."""
+        """Draw all weights but an encoder's anew: torch's initializations of linear maps, as published."""
         for module in (self.proj, *self.blocks, self.fc):
             if not isinstance(module, nn.Identity):
                 module.reset_parameters()
 
     def no_weight_decay(self) -> set[str]:
-        """Patterns of the parameters that timm's optimisers should not decay: the state-space ones."""
+        """Patterns of the parameters that timm's optimizers should not decay: the state-space ones."""
         return ssm_parameter_patterns(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

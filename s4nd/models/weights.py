@@ -4,7 +4,7 @@
     print(load_timm_weights(model, 'convnext_tiny'))
 
 ConvNeXt gives its stem, norms, MLPs, layer scales, downsampling and head, ViT its patch embedding, norms, MLPs and
-head. The mixers stay as they are initialised, so the model wants fine-tuning. With `mixer='conv2d'` a ConvNeXt is taken
+head. The mixers stay as they are initialized, so the model wants fine-tuning. With `mixer='conv2d'` a ConvNeXt is taken
 whole and computes the same.
 """
 
@@ -62,14 +62,14 @@ class WeightsReport:
         not_taken: name in the source -> why.
         left: our parameters and buffers that stay as they were.
         sizes: number of values under every one of our names.
-        normalisation: (mean, std) of the images, taken into `model.pretrained_cfg`; None where the source tells none.
+        normalization: (mean, std) of the images, taken into `model.pretrained_cfg`; None where the source tells none.
     """
 
     taken: dict[str, str]
     not_taken: dict[str, str]
     left: list[str]
     sizes: dict[str, int]
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __str__(self) -> str:
         def count(names: Any) -> str:
@@ -77,9 +77,9 @@ class WeightsReport:
 
         lines = [f'taken: {count(self.taken)}', *_grouped(dict.fromkeys(self.taken, ''))]
         lines += [f'not taken from the source: {len(self.not_taken)} tensors', *_grouped(self.not_taken)]
-        lines += [f'left as initialised: {count(self.left)}', *_grouped(dict.fromkeys(self.left, ''))]
-        if self.normalisation is not None:
-            lines.append('images: mean {}, std {}'.format(*self.normalisation))
+        lines += [f'left as initialized: {count(self.left)}', *_grouped(dict.fromkeys(self.left, ''))]
+        if self.normalization is not None:
+            lines.append('images: mean {}, std {}'.format(*self.normalization))
         return '\n'.join(lines)
 
 
@@ -122,7 +122,7 @@ def load_timm_weights(model: Backbone, source: nn.Module | Mapping[str, Any] | s
     left = [name for name in own if name not in taken]
     report = WeightsReport(taken, not_taken, left, {name: value.numel() for name, value in own.items()})
     if isinstance(source, nn.Module):
-        report.normalisation = _take_normalisation(model, source)
+        report.normalization = _take_normalization(model, source)
     return report
 
 
@@ -156,13 +156,13 @@ def _fitted(name: str, value: Tensor, own: Mapping[str, Tensor]) -> Tensor:
     return adapt_input_conv(own[name].shape[1], value)
 
 
-def _take_normalisation(model: Backbone, source: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _take_normalization(model: Backbone, source: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     cfg = getattr(source, 'pretrained_cfg', None)
     if not cfg or len(cfg['mean']) != model.in_chans:
         return None
-    normalisation = {'mean': tuple(cfg['mean']), 'std': tuple(cfg['std'])}
-    model.pretrained_cfg = {**model.pretrained_cfg, **normalisation}
-    return normalisation['mean'], normalisation['std']
+    normalization = {'mean': tuple(cfg['mean']), 'std': tuple(cfg['std'])}
+    model.pretrained_cfg = {**model.pretrained_cfg, **normalization}
+    return normalization['mean'], normalization['std']
 
 
 def _grouped(reasons: Mapping[str, str]) -> list[str]:

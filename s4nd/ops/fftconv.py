@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 
-def fft_conv(x: Tensor, taps: Tensor, centre: int) -> Tensor:
-    """x (B, C, L) with lag taps (C, K), lag 0 at `centre` -> (B, C, L); gradients cannot be differentiated again."""
-    return _FFTConv.apply(x, taps, centre)
+def fft_conv(x: Tensor, taps: Tensor, center: int) -> Tensor:
+    """x (B, C, L) with lag taps (C, K), lag 0 at `center` -> (B, C, L); gradients cannot be differentiated again."""
+    return _FFTConv.apply(x, taps, center)
 
 
-def wrapped_spectrum(taps: Tensor, centre: int, length: int) -> tuple[Tensor, int]:
+def wrapped_spectrum(taps: Tensor, center: int, length: int) -> tuple[Tensor, int]:
     """Spectrum (C, size/2 + 1) of lag taps (C, K) for a signal of `length`, and the size.
 
     Lags below 0 stand at the end: lags -q … p act on `length` samples without wrapping onto each other where
     size >= length + max(p, q).
     """
     # Lags beyond ±(length - 1) never meet the signal.
-    first, last = max(0, centre - length + 1), min(taps.shape[1], centre + length)
-    ahead, behind = taps[:, centre:last], taps[:, first:centre]
+    first, last = max(0, center - length + 1), min(taps.shape[1], center + length)
+    ahead, behind = taps[:, center:last], taps[:, first:center]
     size = fft_size(length + max(ahead.shape[1] - 1, behind.shape[1]))
     gap = torch.zeros(taps.shape[0], size - (last - first), device=taps.device, dtype=taps.dtype)
     return torch.fft.rfft(torch.cat([ahead, gap, behind], 1)), size
@@ -45,12 +45,12 @@ def fft_size(minimum: int) -> int:
 
 class _FFTConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, taps: Tensor, centre: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, taps: Tensor, center: int) -> Tensor:
         ctx.save_for_backward(x, taps)
-        ctx.centre = centre
+        ctx.center = center
         length, y = x.shape[-1], torch.empty_like(x, memory_format=torch.contiguous_format)
         for part in _groups(x):
-            spectrum, size = wrapped_spectrum(taps[part], centre, length)
+            spectrum, size = wrapped_spectrum(taps[part], center, length)
             product = torch.fft.rfft(x[:, part], n=size).mul_(spectrum)
             y[:, part] = torch.fft.irfft(product, n=size)[..., :length]
         return y
@@ -59,18 +59,18 @@ class _FFTConv(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, taps = ctx.saved_tensors
-        centre, length = ctx.centre, x.shape[-1]
+        center, length = ctx.center, x.shape[-1]
         grad_x = torch.empty_like(grad) if ctx.needs_input_grad[0] else None
         grad_taps = torch.zeros_like(taps) if ctx.needs_input_grad[1] else None
-        first, last = max(0, centre - length + 1), min(taps.shape[1], centre + length)
+        first, last = max(0, center - length + 1), min(taps.shape[1], center + length)
         for part in _groups(x):
-            spectrum, size = wrapped_spectrum(taps[part], centre, length)
+            spectrum, size = wrapped_spectrum(taps[part], center, length)
             g = torch.fft.rfft(grad[:, part], n=size)
             if grad_taps is not None:
                 product = torch.fft.rfft(x[:, part], n=size).conj_physical_().mul_(g).sum(0)
                 lags = torch.fft.irfft(product, n=size)
-                grad_taps[part, centre:last] = lags[:, : last - centre]
-                grad_taps[part, first:centre] = lags[:, size - (centre - first) :]
+                grad_taps[part, center:last] = lags[:, : last - center]
+                grad_taps[part, first:center] = lags[:, size - (center - first) :]
             if grad_x is not None:
                 grad_x[:, part] = torch.fft.irfft(g.mul_(spectrum.conj_physical_()), n=size)[..., :length]
         return grad_x, grad_taps, None

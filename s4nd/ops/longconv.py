@@ -1,8 +1,8 @@
 """The separable N-D convolution, applied axis by axis.
 
 Shape legend: B = batch, C = features, L1…Ld = size per axis (d = 1, 2, 3), R = tensor rank, K = lags of one axis.
-An axis kernel is a tensor of lag taps (R, C, K) and the index of lag 0 in it, its `centre`: entry k acts at lag
-k - centre.
+An axis kernel is a tensor of lag taps (R, C, K) and the index of lag 0 in it, its `center`: entry k acts at lag
+k - center.
 Zero padding, same size out, no wraparound: y[t] = Σ_r Σ_s Π_τ k_τ^r[t_τ - s_τ] x[s].
 """
 
@@ -17,13 +17,13 @@ from s4nd.ops.products import apply_matrix, axis_dim, from_channels, separable_p
 METHODS = ('auto', 'toeplitz', 'fft')
 
 
-def lag_taps(forward: Tensor, backward: Tensor, centred: bool, window: float = 1.0) -> tuple[Tensor, int]:
+def lag_taps(forward: Tensor, backward: Tensor, centerd: bool, window: float = 1.0) -> tuple[Tensor, int]:
     """Two one-sided kernels -> two-sided lag taps and the index of lag 0.
 
     Args:
-        forward, backward: (…, M). Centred: taps at half the step, M = 2K - 2 + ⌈window⌉ for lags up to K - 1. Otherwise
+        forward, backward: (…, M). Centerd: taps at half the step, M = 2K - 2 + ⌈window⌉ for lags up to K - 1. Otherwise
             at the full step, M = K.
-        centred: lag l is the mean of the kernel over [l - window/2, l + window/2]; backward taps stand before 0. With a
+        centerd: lag l is the mean of the kernel over [l - window/2, l + window/2]; backward taps stand before 0. With a
             window of one sample, lag l is h[2l - 1] + h[2l], and lag 0 takes h[0] of each side. If not, as in the
             published code of S4ND (arXiv 2210.06583): forward[t] acts at lag t, backward[t] at lag -t - 1.
         window: in samples, at least 1.
@@ -32,7 +32,7 @@ def lag_taps(forward: Tensor, backward: Tensor, centred: bool, window: float = 1
         (…, 2K - 1) with lag 0 at K - 1, or (…, 2K) with lag 0 at K.
     """
     both = torch.cat([backward.flip(-1), forward], -1)  # half samples; the one that begins at lag 0 stands at M
-    if not centred:
+    if not centerd:
         return both, backward.shape[-1]
     reach = math.ceil(window)  # half samples to each side that the window covers, the last one perhaps in part
     span = 2 * (forward.shape[-1] - reach) + 1  # K lags to each side are `span` half samples apart
@@ -44,7 +44,7 @@ def lag_taps(forward: Tensor, backward: Tensor, centred: bool, window: float = 1
 
 
 def separable_conv(
-    x: Tensor, taps: list[Tensor], centres: list[int], method: str = 'auto', skip: Tensor | None = None
+    x: Tensor, taps: list[Tensor], centers: list[int], method: str = 'auto', skip: Tensor | None = None
 ) -> Tensor:
     """Convolve x with a separable kernel, one axis after the other.
 
@@ -52,7 +52,7 @@ def separable_conv(
         x: (B, C, L1, …, Ld), any floating dtype; half precision is computed in float32.
         taps: for each axis (R, C, K), or the matrices (R, C, L, L) that `toeplitz` made of them for this size; R is the
             same on all axes, and the R products are summed.
-        centres: index of lag 0 on each axis (0: causal).
+        centers: index of lag 0 on each axis (0: causal).
         method: 'toeplitz' (matrix products), 'fft', or 'auto' (`use_toeplitz`).
         skip: (C,), adds skip · x.
 
@@ -64,9 +64,9 @@ def separable_conv(
         ValueError: if numbers of axes, features or ranks do not agree, an axis is empty, or the method is unknown.
     """
     axes = x.dim() - 2
-    if len(taps) != axes or len(centres) != axes or axes < 1:
+    if len(taps) != axes or len(centers) != axes or axes < 1:
         raise ValueError(
-            f'expected one tensor of taps and one centre for each of {axes} axes, got {len(taps)} and {len(centres)}'
+            f'expected one tensor of taps and one center for each of {axes} axes, got {len(taps)} and {len(centers)}'
         )
     if method != 'auto' and method != 'toeplitz' and method != 'fft':
         raise ValueError(f"unknown method '{method}': expected 'auto', 'toeplitz' or 'fft'")
@@ -80,13 +80,13 @@ def separable_conv(
             )
         if length < 1:
             raise ValueError(f'x has an empty axis: shape {list(x.shape)}')
-        if not matrix and (centres[axis] < 0 or centres[axis] >= k.shape[2]):
-            raise ValueError(f'centre {centres[axis]} of axis {axis} is outside its {k.shape[2]} lags')
+        if not matrix and (centers[axis] < 0 or centers[axis] >= k.shape[2]):
+            raise ValueError(f'center {centers[axis]} of axis {axis} is outside its {k.shape[2]} lags')
     if torch.jit.is_scripting() or x.is_meta:
-        return _separable_conv(x, taps, centres, method, skip)
+        return _separable_conv(x, taps, centers, method, skip)
     # Autocast would run the matrix products in half precision.
     with torch.autocast(x.device.type, enabled=False):
-        return _separable_conv(x, taps, centres, method, skip)
+        return _separable_conv(x, taps, centers, method, skip)
 
 
 def use_toeplitz(size: list[int], axis: int, method: str = 'auto') -> bool:
@@ -104,31 +104,31 @@ def use_toeplitz(size: list[int], axis: int, method: str = 'auto') -> bool:
     return size[axis] <= min(512, 64 * others)
 
 
-def toeplitz(taps: Tensor, centre: int, length: int) -> Tensor:
+def toeplitz(taps: Tensor, center: int, length: int) -> Tensor:
     """Lag taps (R, C, K) -> matrices (R, C, L, L) that stand for the convolution: row j, column i holds k[i - j]."""
     # Lags beyond ±(length - 1) never meet the signal.
-    first, last = max(0, centre - length + 1), min(taps.shape[2], centre + length)
-    taps, centre = taps[..., first:last], centre - first
-    padded = torch.nn.functional.pad(taps, (length - 1 - centre, length - (taps.shape[2] - centre)))  # (R, C, 2L - 1)
+    first, last = max(0, center - length + 1), min(taps.shape[2], center + length)
+    taps, center = taps[..., first:last], center - first
+    padded = torch.nn.functional.pad(taps, (length - 1 - center, length - (taps.shape[2] - center)))  # (R, C, 2L - 1)
     return padded.unfold(2, length, 1).flip(2)
 
 
-def toeplitz_replicate(taps: Tensor, centre: int, length: int) -> Tensor:
+def toeplitz_replicate(taps: Tensor, center: int, length: int) -> Tensor:
     """The matrices (R, C, L, L) for a signal that goes on beyond its ends as it is there: every column sums to Σ k.
 
     Column i of the first row holds Σ_{l >= i} k[l], that of the last row what lies beyond the other end.
     """
     pad = torch.nn.functional.pad
-    k = pad(taps, (max(0, length - 1 - centre), max(0, length - (taps.shape[2] - centre))))
-    centre = max(centre, length - 1)
+    k = pad(taps, (max(0, length - 1 - center), max(0, length - (taps.shape[2] - center))))
+    center = max(center, length - 1)
     before = k.cumsum(-1)
     after = k.sum(-1, keepdim=True) - before
-    first = pad(after[..., centre : centre + length].unsqueeze(2), (0, 0, 0, length - 1))
-    last = pad((before - k)[..., centre - length + 1 : centre + 1].unsqueeze(2), (0, 0, length - 1, 0))
-    return toeplitz(k, centre, length) + first + last
+    first = pad(after[..., center : center + length].unsqueeze(2), (0, 0, 0, length - 1))
+    last = pad((before - k)[..., center - length + 1 : center + 1].unsqueeze(2), (0, 0, length - 1, 0))
+    return toeplitz(k, center, length) + first + last
 
 
-def _separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: str, skip: Tensor | None) -> Tensor:
+def _separable_conv(x: Tensor, taps: list[Tensor], centers: list[int], method: str, skip: Tensor | None) -> Tensor:
     dtype = x.dtype
     if dtype == torch.float16 or dtype == torch.bfloat16:
         x = x.float()
@@ -141,7 +141,7 @@ def _separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: s
     for axis in range(axes):
         k = taps[axis].to(x.dtype)
         if k.dim() == 3 and use_toeplitz(size, axis, method):
-            k = toeplitz(k, centres[axis], size[axis])
+            k = toeplitz(k, centers[axis], size[axis])
         all_matrices = all_matrices and k.dim() == 4
         operators.append(k)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript needs the condition to stand alone)
@@ -152,8 +152,8 @@ def _separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: s
                 # One axis: ranks add up before the convolution, and so does the skip, at lag 0.
                 k = operators[0].sum(0)
                 if skip is not None:
-                    k = k + torch.nn.functional.pad(skip[:, None], (centres[0], k.shape[1] - 1 - centres[0]))
-                return fft_conv(x, k, centres[0]).to(dtype)
+                    k = k + torch.nn.functional.pad(skip[:, None], (centers[0], k.shape[1] - 1 - centers[0]))
+                return fft_conv(x, k, centers[0]).to(dtype)
     u = to_channels(x)
     y = u
     for rank in range(taps[0].shape[0]):
@@ -161,7 +161,7 @@ def _separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: s
         for axis in range(axes):
             k = operators[axis][rank]
             dim = axis_dim(axis, axes)
-            z = apply_matrix(z, k, dim) if k.dim() == 3 else _apply_fft(z, k, centres[axis], dim)
+            z = apply_matrix(z, k, dim) if k.dim() == 3 else _apply_fft(z, k, centers[axis], dim)
         y = z if rank == 0 else y + z
     # Contiguous: what follows is elementwise beside contiguous tensors, and slow over mixed strides.
     y = from_channels(y).contiguous()
@@ -170,10 +170,10 @@ def _separable_conv(x: Tensor, taps: list[Tensor], centres: list[int], method: s
     return y.to(dtype)
 
 
-def _apply_fft(x: Tensor, taps: Tensor, centre: int, dim: int) -> Tensor:
-    """x (C, …) with lag taps (C, K), lag 0 at `centre`, along `dim`."""
+def _apply_fft(x: Tensor, taps: Tensor, center: int, dim: int) -> Tensor:
+    """x (C, …) with lag taps (C, K), lag 0 at `center`, along `dim`."""
     length = x.shape[dim]
-    spectrum, size = wrapped_spectrum(taps, centre, length)
+    spectrum, size = wrapped_spectrum(taps, center, length)
     shape = [1] * x.dim()
     shape[0], shape[dim] = x.shape[0], size // 2 + 1
     y = torch.fft.irfft(torch.fft.rfft(x, n=size, dim=dim) * spectrum.reshape(shape), n=size, dim=dim)

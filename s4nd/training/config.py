@@ -74,7 +74,7 @@ class VideoModel(ModelConfig):
 
 @dataclass
 class OptimConfig:
-    """Optimiser (any of timm's), schedule and averaging. Learning rates are per update."""
+    """Optimizer (any of timm's), schedule and averaging. Learning rates are per update."""
 
     name: str = 'adamw'
     lr: float = option(1e-3, low=0)
@@ -129,12 +129,12 @@ class ImageData:
     auto_augment: str | None = None  # stream: timm's policy, such as rand-m9-mstd0.5-inc1
     random_erasing: float = option(0.0, low=0, high=1)  # stream: probability
     repeats: int = option(1, low=1)  # stream: each drawn image is augmented this many times an epoch
-    crop_pct: float = option(0.875, low=0.1, high=1)  # stream: centre crop at evaluation
+    crop_pct: float = option(0.875, low=0.1, high=1)  # stream: center crop at evaluation
 
 
 @dataclass
 class AudioData:
-    """Waveforms cut into clips of `clip_samples`, quantised to 2**`bits` values."""
+    """Waveforms cut into clips of `clip_samples`, quantized to 2**`bits` values."""
 
     kind: str = option('folder', choices=('folder', 'digits', 'sc09', 'plucked'))
     root: str | None = None  # a folder or a tar of recordings; sc09: where Speech Commands is, or is to be
@@ -145,7 +145,7 @@ class AudioData:
     quantizer: str = option('mu-law', choices=('mu-law', 'linear'))
     convention: str = option('standard', choices=('standard', 'torchaudio', 'reference'))
     bits: int = option(8, low=1, high=16)
-    normalise: str = option('none', choices=('none', 'peak', 'min-max'))  # each file's peak, each clip's extremes
+    normalize: str = option('none', choices=('none', 'peak', 'min-max'))  # each file's peak, each clip's extremes
     # The ends of each file, whole files, files named in lists, or by the index in the name (spoken digits).
     split: str = option('time', choices=('time', 'files', 'lists', 'digits'))
     val_fraction: float = option(0.06, low=0, high=0.45)  # held out, and as much again for the test
@@ -177,7 +177,7 @@ class VideoData:
     crop_scale: float = option(1.0, low=0.01, high=1)  # files: smallest share of the picture that a random crop keeps
     rand_augment_layers: int = option(0, low=0)  # files: RandAugment, the same for all frames of a clip
     rand_augment_magnitude: int = option(7, low=0, high=10)
-    crop_pct: float = option(1.0, low=0.1, high=1)  # files: centre crop at evaluation
+    crop_pct: float = option(1.0, low=0.1, high=1)  # files: center crop at evaluation
 
 
 @dataclass

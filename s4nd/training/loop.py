@@ -1,7 +1,7 @@
 """The training loop that images, video and audio share.
 
 A task brings batches, a loss and an evaluation and knows no model; `fit` brings the rest: accelerate for device,
-precision and processes, timm's optimisers, schedules and weight averaging, progress with the time left, checkpoints and
+precision and processes, timm's optimizers, schedules and weight averaging, progress with the time left, checkpoints and
 resuming.
 """
 
@@ -43,7 +43,7 @@ class NonFiniteError(RuntimeError):
 
 @runtime_checkable
 class Task(Protocol):
-    """What is learnt. It holds no state besides its data: everything random follows from the epoch.
+    """What is learned. It holds no state besides its data: everything random follows from the epoch.
 
     `train_batches(epoch)` is sized; where it has a method `shard(index, count)`, each process asks for its own share,
     otherwise the loop takes every count-th batch. A task may have a method `enter_epoch(model, epoch)` that changes the
@@ -52,7 +52,7 @@ class Task(Protocol):
     """
 
     monitor: str  # the metric that picks the best checkpoint
-    maximise: bool
+    maximize: bool
     metadata: dict[str, str]  # stored with the weights
 
     def train_batches(self, epoch: int) -> Iterable[Any]: ...
@@ -240,7 +240,7 @@ class _Training:
         monitor = self.task.monitor
         if monitor not in entry:
             raise ValueError(f"the task's monitor '{monitor}' is not among its metrics: {sorted(entry)}")
-        sign = 1 if self.task.maximise else -1
+        sign = 1 if self.task.maximize else -1
         if self.best is not None and sign * entry[monitor] <= sign * self.best[monitor]:
             return False
         self.best = {'epoch': entry['epoch'], monitor: entry[monitor]}

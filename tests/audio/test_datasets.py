@@ -19,7 +19,7 @@ from train import main as train
 
 
 def ramp(samples: int) -> torch.Tensor:
-    """Every sample differs from its neighbours by 1/16384, so a window tells where it was cut."""
+    """Every sample differs from its neighbors by 1/16384, so a window tells where it was cut."""
     return torch.arange(1, samples + 1) / 16384
 
 
@@ -70,14 +70,14 @@ def test_windows_of_a_resampled_file_line_up(tmp_path: Path) -> None:
     torch.testing.assert_close(joined[50:-50], wave[::2][50:-50], atol=5e-3, rtol=0)
 
 
-def test_normalisation(folder: Path) -> None:
+def test_normalization(folder: Path) -> None:
     files, _ = scan_folder(folder)
     stretches = split_files(files, folder, 'files', 0.0)['train']
-    assert FolderClips(stretches, 1000, 8000, normalise='peak')[0].max() == pytest.approx(1, abs=1e-3)
-    clip = FolderClips(stretches, 500, 8000, normalise='min-max')[1]
+    assert FolderClips(stretches, 1000, 8000, normalize='peak')[0].max() == pytest.approx(1, abs=1e-3)
+    clip = FolderClips(stretches, 500, 8000, normalize='min-max')[1]
     assert (clip.min(), clip.max()) == (-1, 1)
     with pytest.raises(ValueError, match=r"'loud'.*none, peak, min-max"):
-        FolderClips(stretches, 500, 8000, normalise='loud')
+        FolderClips(stretches, 500, 8000, normalize='loud')
 
 
 def test_parts_need_clips(folder: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_tar_gives_the_clips_of_its_folder(folder: Path, tmp_path_factory: pyt
         assert all(torch.equal(plain[part][i], packed[part][i]) for i in range(len(plain[part])))
 
 
-def test_labelled_digits(tmp_path: Path) -> None:
+def test_labeled_digits(tmp_path: Path) -> None:
     for digit in ('3', '7'):
         for index in (0, 5, 10, 11):
             write_audio(tmp_path / f'{digit}_theo_{index}.wav', 0.1 * int(digit) * torch.ones(150), 8000)

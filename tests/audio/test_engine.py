@@ -158,7 +158,7 @@ def test_what_it_cannot_run() -> None:
     assert unfit
     for name in unfit:
         model = sashimi(kernel=name, init=None)
-        assert why_not(model) == type(model.backbone.centre[0].s4.kernels[0]).__name__
+        assert why_not(model) == type(model.backbone.center[0].s4.kernels[0]).__name__
         with pytest.raises(ValueError, match='no compiled loop for'):
             Engine(model)
         # 'auto' takes the plain loop.

@@ -223,7 +223,7 @@ def test_command(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, f'out={run_folder / "again.flac"}']) == 0
     again, _ = soundfile.read(run_folder / 'again.flac')
     assert abs(again - wave).max() < 1e-4
-    # The levels are those of the checkpoint's quantiser.
+    # The levels are those of the checkpoint's quantizer.
     drawn = sample_codes(load_generator(run_folder).model, 50, 32, seed=2, temperature=0.9, top_p=0.95)
     torch.testing.assert_close(torch.from_numpy(wave).float(), LINEAR.decode(drawn)[0], atol=1e-4, rtol=0)
 

@@ -1,4 +1,4 @@
-"""Quantisers: exact properties, at every bit depth."""
+"""Quantizers: exact properties, at every bit depth."""
 
 import math
 
@@ -71,8 +71,8 @@ def test_reference_convention(law: str) -> None:
     c = x if law == 'linear' else x.sign() * torch.log1p(255 * x.abs()) / math.log(256)
     assert torch.equal(q.encode(x), ((c + 1) / 2 * 255.99 + 0.005).floor().long())
     codes = torch.arange(256)
-    centres = codes / 128 - 1
-    expected = centres if law == 'linear' else centres.sign() * ((256 ** centres.abs()) - 1) / 255
+    centers = codes / 128 - 1
+    expected = centers if law == 'linear' else centers.sign() * ((256 ** centers.abs()) - 1) / 255
     torch.testing.assert_close(q.decode(codes), expected.float())
     # The published faults are part of it: about half of the codes move in a round trip.
     kept = (q.encode(q.decode(codes)) == codes).sum().item()

@@ -117,7 +117,7 @@ def test_state_is_flat_batch_first_and_follows_the_dtype() -> None:
         y2, alone = model.step(x[2:3, t], alone)
         torch.testing.assert_close(y[2:3], y2, atol=1e-12, rtol=0)
         # A row of the batch is the state of that row.
-        torch.testing.assert_close(state['centre.0.x'][2:3], alone['centre.0.x'], atol=1e-12, rtol=0)
+        torch.testing.assert_close(state['center.0.x'][2:3], alone['center.0.x'], atol=1e-12, rtol=0)
 
 
 @torch.no_grad()
@@ -302,7 +302,7 @@ def test_bad_step_shape_and_bits() -> None:
 
 
 @pytest.mark.parametrize(('n_codes', 'width'), [(256, 64), (256, 25), (16, 4)])
-def test_ordered_codes_look_like_their_neighbours(n_codes: int, width: int) -> None:
+def test_ordered_codes_look_like_their_neighbors(n_codes: int, width: int) -> None:
     codes = ordered_codes(n_codes, width)
     assert codes.shape == (n_codes, width) and 0.8 < codes.square().mean() < 1.2
     alike = torch.nn.functional.cosine_similarity(codes[:, None], codes[None], dim=-1)

@@ -58,7 +58,7 @@ def published_parameters(model: SaShiMiBackbone, published: dict[str, np.ndarray
         mirrored = len(model.levels) - 1 - i
         where[f'levels.{i}.unpool'] = f'u_layers.{mirrored}.0.linear'
         where |= {f'levels.{i}.up.{j}': f'u_layers.{mirrored}.{j + 1}' for j in range(len(level.up))}
-    where |= {f'centre.{j}': f'c_layers.{j}' for j in range(len(model.centre))}
+    where |= {f'center.{j}': f'c_layers.{j}' for j in range(len(model.center))}
     where['norm'] = 'norm'
     names = [published_name(name, where) for name in own_parameters(model)]
     buffers = ('l_kernel',)
@@ -135,7 +135,7 @@ def apply_to_half(matrix: Tensor, C: Tensor) -> Tensor:
 def published_leaves(
     items: dict[str, np.ndarray], names: dict[str, str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Leaves in the published parameterisation, by published name, and our parameters as functions of them.
+    """Leaves in the published parameterization, by published name, and our parameters as functions of them.
 
     The published DPLR kernel replaces C by (I - Abar^l)ᵀ C in its first call and differentiates with that held fixed.
     """

@@ -75,7 +75,7 @@ def test_uniform_guess_costs_all_bits() -> None:
     assert job.loss(Uniform(64), next(iter(job.train_batches(0)))).item() == pytest.approx(6 * math.log(2), rel=1e-6)
     metrics = job.evaluate(Uniform(64), 'cpu')
     assert metrics == {'val_nll': pytest.approx(6, rel=1e-6), 'test_nll': pytest.approx(6, rel=1e-6)}
-    assert job.monitor in metrics and not job.maximise
+    assert job.monitor in metrics and not job.maximize
 
 
 def test_evaluation_sees_each_clip_once_and_keeps_to_the_limit() -> None:
@@ -149,7 +149,7 @@ def spoken(tmp_path: Path) -> Path:
     return folder
 
 
-def labelled(tmp_path: Path, folder: Path, *overrides: str, model: str = '') -> object:
+def labeled(tmp_path: Path, folder: Path, *overrides: str, model: str = '') -> object:
     words = ['data.kind=folder', f'data.root={folder}', 'data.labels=name', 'data.split=files', 'data.val_fraction=0.2']
     words += ['data.clip_samples=96', 'data.batch_size=6', 'device=cpu', 'optim.warmup_epochs=0']
     return config(tmp_path, *words, *overrides, model=model)
@@ -160,7 +160,7 @@ def label_of(clips: object, index: int) -> str:
 
 
 def test_classes_come_from_the_names(tmp_path: Path, spoken: Path) -> None:
-    run = labelled(tmp_path, spoken)
+    run = labeled(tmp_path, spoken)
     model, job = audio.build(run)
     assert job.classes == ('no', 'stop', 'yes') and run.model.args['num_classes'] == model.num_classes == 3
     assert json.loads(job.metadata['classes']) == ['no', 'stop', 'yes']
@@ -173,8 +173,8 @@ def test_classes_come_from_the_names(tmp_path: Path, spoken: Path) -> None:
     assert len(torch.cat(labels)) == len(clips) == 36
     for row, label in zip(torch.cat(codes), torch.cat(labels), strict=True):
         assert label_by_codes[row.numpy().tobytes()] == label
-    _, unlabelled = audio.build(labelled(tmp_path, spoken, 'data.labels=none'))
-    assert unlabelled.classes == () and isinstance(next(iter(unlabelled.train_batches(0))), Tensor)
+    _, unlabeled = audio.build(labeled(tmp_path, spoken, 'data.labels=none'))
+    assert unlabeled.classes == () and isinstance(next(iter(unlabeled.train_batches(0))), Tensor)
 
 
 def test_classes_come_from_the_folders(tmp_path: Path, spoken: Path) -> None:
@@ -183,14 +183,14 @@ def test_classes_come_from_the_folders(tmp_path: Path, spoken: Path) -> None:
         word = sorted_into / path.name.partition('_')[0]
         word.mkdir(parents=True, exist_ok=True)
         path.rename(word / path.name)
-    _, job = audio.build(labelled(tmp_path, sorted_into, 'data.labels=folder'))
+    _, job = audio.build(labeled(tmp_path, sorted_into, 'data.labels=folder'))
     assert job.classes == ('no', 'stop', 'yes')
     clips = job.parts['test']
     assert [clips.classes[label] for label in clips.labels] == [label_of(clips, i) for i in range(len(clips))]
 
 
 def test_the_class_reaches_the_model(tmp_path: Path, spoken: Path) -> None:
-    run = labelled(tmp_path, spoken, 'epochs=2', f'out={tmp_path / "out"}')
+    run = labeled(tmp_path, spoken, 'epochs=2', f'out={tmp_path / "out"}')
     model, job = audio.build(run)
     before = model.class_embedding.weight.clone()
     codes, label = next(iter(job.train_batches(0)))
@@ -203,23 +203,23 @@ def test_the_class_reaches_the_model(tmp_path: Path, spoken: Path) -> None:
 
 def test_classification_is_measured_on_the_same_clips_at_every_rate(tmp_path: Path, spoken: Path) -> None:
     model = '{name: audio_classifier, args: {dims: [4, 8], depths: [1], pool: [4], d_state: 8, reach: 24}}'
-    run = labelled(tmp_path, spoken, 'epochs=10', 'optim.lr=0.01', f'out={tmp_path / "out"}', model=model)
+    run = labeled(tmp_path, spoken, 'epochs=10', 'optim.lr=0.01', f'out={tmp_path / "out"}', model=model)
     model, job = audio.build(run)
-    assert isinstance(job, Task) and job.monitor == 'accuracy@1000' and job.maximise
+    assert isinstance(job, Task) and job.monitor == 'accuracy@1000' and job.maximize
     assert run.model.args['clip_samples'] == 96 and run.model.args['num_classes'] == 3
     fit(model, job, run, tmp_path / 'out')
     seen = []
     model.register_forward_pre_hook(lambda _module, inputs: seen.append(tuple(inputs[0].shape)))
     results = job.evaluate_at(model.eval(), 'cpu', [500, 1000])
     assert {shape[1] for shape in seen} == {48, 96} and sum(shape[0] for shape in seen) == 2 * len(job.parts['test'])
-    # Three tones below 250 Hz: learnt, and known again with half the samples.
+    # Three tones below 250 Hz: learned, and known again with half the samples.
     assert results['accuracy@1000'] == results['accuracy@500'] == 100
     assert results['cross_entropy@500'] < math.log(3) / 2
 
 
 def test_accuracy_counts_the_right_ones(tmp_path: Path, spoken: Path) -> None:
     model = '{name: audio_classifier, args: {dims: [2, 2], depths: [1], pool: [4], d_state: 4}}'
-    _, job = audio.build(labelled(tmp_path, spoken, 'data.batch_size=5', model=model))
+    _, job = audio.build(labeled(tmp_path, spoken, 'data.batch_size=5', model=model))
     labels = torch.tensor(job.parts['val'].labels)
 
     def always_stop(waves: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ def test_diffusion_learns(tmp_path: Path, spoken: Path, labels: str) -> None:
         'steps: 20, beta_max: 0.3}}'
     )
     words = [f'data.labels={labels}', 'data.batch_size=9', 'epochs=6', 'optim.lr=0.02', f'out={tmp_path / "out"}']
-    run = labelled(tmp_path, spoken, *words, model=model)
+    run = labeled(tmp_path, spoken, *words, model=model)
     model, job = audio.build(run)
     assert isinstance(job, Task) and job.diffusion.steps == 20
     before = job.evaluate(model, 'cpu')
@@ -259,7 +259,7 @@ def test_diffusion_learns(tmp_path: Path, spoken: Path, labels: str) -> None:
 
 def test_the_number_of_classes_must_be_the_datas(tmp_path: Path, spoken: Path) -> None:
     with pytest.raises(ValueError, match='num_classes is 4, but the data has 3 classes'):
-        audio.build(labelled(tmp_path, spoken, 'model.args.num_classes=4'))
+        audio.build(labeled(tmp_path, spoken, 'model.args.num_classes=4'))
 
 
 def test_training_leaves_what_generation_needs(tmp_path: Path) -> None:

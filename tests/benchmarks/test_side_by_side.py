@@ -151,7 +151,7 @@ def test_memory(comparison: ModuleType) -> None:
     (['tasks=pixels'], 'fashion: no data given, expected fashion=FOLDER'),
     (['tasks=words'], "tasks: unknown name 'words', expected some of pixels"),
     (['kernels=s5d'], "kernels: unknown name 's5d', expected some of s4d-lin"),
-    (['colour=red'], 'unknown option colour'),
+    (['color=red'], 'unknown option color'),
 ])  # fmt: skip
 def test_bad_words(comparison: ModuleType, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, 'argv', ['side_by_side.py', *words])

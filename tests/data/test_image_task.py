@@ -41,7 +41,7 @@ def make(size: int = 8, stored: int = 8, count: int = 20, epochs: int = 10, **op
 
 
 @pytest.mark.parametrize(('size', 'stored', 'padding'), [(8, 8, 0), (4, 8, 0), (4, 8, 1), (16, 8, 0), (3, 8, 2)])
-def test_the_model_sees_normalised_images_at_the_training_size(size: int, stored: int, padding: int) -> None:
+def test_the_model_sees_normalized_images_at_the_training_size(size: int, stored: int, padding: int) -> None:
     task, probe = make(size, stored, crop_padding=padding), Probe(torch.zeros(4))
     for images, labels, shown in task.train_batches(0):
         loss = task.loss(probe, (images, labels, shown))
@@ -222,7 +222,7 @@ def test_a_streamed_folder_trains_and_evaluates(folder: Path) -> None:
         assert torch.isfinite(task.loss(probe, batch))
     assert task.evaluate(probe, CPU)['accuracy@8'] == 50.0
     task.evaluate_at(probe, CPU, [4])
-    # A plain picture stays plain under averaging: the normalised values are those of the files.
+    # A plain picture stays plain under averaging: the normalized values are those of the files.
     values = {round(float(x), 3) for x in torch.cat(probe.seen[-2:])[:, 0, 0, 0]}
     expected = {round((value + index - 255 * 0.485) / (255 * 0.229), 3) for value in (40, 200) for index in range(3)}
     assert sorted(values) == pytest.approx(sorted(expected), abs=2e-3)

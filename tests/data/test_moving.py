@@ -72,7 +72,7 @@ def test_another_frame_rate_is_the_same_scene() -> None:
 
 
 def shift(shares: Tensor) -> Tensor:
-    """The way between neighbouring frames on a circle of length 1, the short way round."""
+    """The way between neighboring frames on a circle of length 1, the short way round."""
     return (shares.diff(dim=1) + 0.5) % 1 - 0.5
 
 
@@ -125,8 +125,8 @@ def test_a_spin_to_the_right_turns_the_picture_clockwise() -> None:
         moving = MovingSet.draw(bar, 600, 0)
         moving = moving.select((moving.labels == MOTIONS.index(name)).nonzero().flatten())
         times = torch.tensor(grid(64, 8.0).times())
-        centred = (moving.pose(times)[..., :2] - 0.5).abs().amax((1, 2)) < 0.15
-        moving = moving.select(centred.nonzero().flatten())
+        centerd = (moving.pose(times)[..., :2] - 0.5).abs().amax((1, 2)) < 0.15
+        moving = moving.select(centerd.nonzero().flatten())
         figure = (moving.at(grid(64, 8.0))[:, 0].float() - 85).clamp(min=0)
         line = torch.arange(64.0)
         weight = figure / figure.sum((2, 3), keepdim=True)

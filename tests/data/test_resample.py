@@ -45,9 +45,9 @@ def test_enlarging_keeps_constants_the_range_and_the_scene() -> None:
     images = line.expand(1, 1, 8, 8)
     larger = resize(images, 32)
     assert larger.shape == (1, 1, 32, 32) and larger.min() >= 0.2 and larger.max() <= 0.8
-    # Pixel i is the cell [i, i + 1]: a ramp stays the same ramp at the new cells' centres, away from the border.
-    centres = (torch.arange(32, dtype=torch.float64) + 0.5) / 4 - 0.5
-    assert torch.allclose(larger[0, 0, 16, 8:24], 0.2 + 0.6 * centres[8:24] / 7, atol=1e-6)
+    # Pixel i is the cell [i, i + 1]: a ramp stays the same ramp at the new cells' centers, away from the border.
+    centers = (torch.arange(32, dtype=torch.float64) + 0.5) / 4 - 0.5
+    assert torch.allclose(larger[0, 0, 16, 8:24], 0.2 + 0.6 * centers[8:24] / 7, atol=1e-6)
     assert torch.allclose(resize(torch.full((1, 3, 8, 8), 0.3), 20), torch.tensor(0.3))
 
 

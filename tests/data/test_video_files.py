@@ -12,7 +12,7 @@ from s4nd.data.video_files import has_decoder
 
 
 def frame(number: int, size: tuple[int, int] = (32, 48)) -> np.ndarray:
-    """Grey as the number says, told apart from its neighbours after any coding."""
+    """Gray as the number says, told apart from its neighbors after any coding."""
     return np.full((*size, 3), 8 * number + 4, np.uint8)
 
 

@@ -100,7 +100,7 @@ def test_rand_augment_changes_a_clip_and_all_frames_alike(ramp: ClipFiles) -> No
     assert torch.equal(changed, drawn(ramp, data(rand_augment_layers=1)))
 
 
-def test_a_centre_crop_at_evaluation(ramp: ClipFiles) -> None:
+def test_a_center_crop_at_evaluation(ramp: ClipFiles) -> None:
     ((clip, _),) = ramp.eval_batches(data(crop_pct=0.5), GRID, 2)
     assert torch.equal(clip[0, 0, 0, 0], torch.arange(8, 24).view(8, 2).float().mean(1).mul(8).to(torch.uint8))
 

@@ -36,7 +36,7 @@ def make(frame_by_frame: bool = False, evaluation: EvalConfig | None = None, **o
     return VideoTask(config, Splits(MovingSet.draw(items(), 12, 0), None, MovingSet.draw(items(), 24, 1)))
 
 
-def test_the_model_sees_normalised_clips_on_the_training_grid() -> None:
+def test_the_model_sees_normalized_clips_on_the_training_grid() -> None:
     task, probe = make(), Probe()
     for clips, labels in task.train_batches(0):
         assert clips.shape == (6, 1, 4, 8, 8) and clips.dtype == torch.uint8
@@ -113,7 +113,7 @@ def test_broken_and_short_clips_are_reported(tmp_path) -> None:
         assert torch.isfinite(task.loss(Probe(), batch))
     assert task.evaluate(Probe(best=1), CPU)['accuracy@8'] == 50.0
     assert task.short == ['b'] and [text.partition(':')[0] for text in task.skipped] == ['c']
-    # The pictures are normalised as those of a folder of images are.
+    # The pictures are normalized as those of a folder of images are.
     probe = Probe()
     task.evaluate(probe, CPU)
     assert probe.seen[0][0, :, 0, 0, 0].tolist() == pytest.approx(

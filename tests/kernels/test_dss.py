@@ -1,4 +1,4 @@
-"""DSS: the golden cases, both signs of Re Λ, the window of the softmax, the published initialisation."""
+"""DSS: the golden cases, both signs of Re Λ, the window of the softmax, the published initialization."""
 
 import math
 
@@ -68,7 +68,7 @@ def test_both_signs_are_stable_over_a_long_axis(step: float) -> None:
         assert alone[..., place].square().sum() > 0.999 * alone.square().sum() > 0
 
 
-def test_the_two_forms_agree_up_to_the_normalisation() -> None:
+def test_the_two_forms_agree_up_to_the_normalization() -> None:
     """With w divided by e^{Λ dt L} - 1 the exponential form is the softmax form."""
     softmax = make_kernel('dss-softmax', 2, d_state=4, length=40, n_ssm=2, dt_min=0.1, dtype=torch.float64)
     plain = make_kernel('dss-exp', 2, d_state=4, n_ssm=2, dt_min=0.1, dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_the_two_forms_agree_up_to_the_normalisation() -> None:
     torch.testing.assert_close(softmax(40), plain(40), atol=1e-12, rtol=0)
 
 
-def test_softmax_is_normalised_over_its_axis_whatever_is_asked() -> None:
+def test_softmax_is_normalized_over_its_axis_whatever_is_asked() -> None:
     """The taps of other lengths are the same taps; there are none after the window; a finer grid sums to the same."""
     kernel = make_kernel('dss-softmax', 3, d_state=8, length=16, dt_min=0.01, dtype=torch.float64)
     whole = kernel(16)
@@ -107,12 +107,12 @@ def real_part(kernel: DSSExpKernel | DSSSoftmaxKernel) -> Tensor:
 def test_softmax_refuses_a_step_beyond_its_axis() -> None:
     kernel = make_kernel('dss-softmax', 3, d_state=8, length=16)
     assert kernel(4, 16.0).isfinite().all()
-    with pytest.raises(ValueError, match=r"'dss-softmax' is normalised over an axis of 16\.0 samples, .* 17\.0 apart"):
+    with pytest.raises(ValueError, match=r"'dss-softmax' is normalized over an axis of 16\.0 samples, .* 17\.0 apart"):
         kernel(4, 17.0)
 
 
 @pytest.mark.parametrize('name', ['dss-exp', 'dss-softmax'])
-def test_published_initialisation(name: str) -> None:
+def test_published_initialization(name: str) -> None:
     torch.manual_seed(0)
     kernel = make_kernel(name, 64, d_state=128, length=1024)
     w, *_ = hippo.nplr('legs', 128)

@@ -1,4 +1,4 @@
-"""EMA: the recurrence as the paper writes it, the published initialisation, other steps."""
+"""EMA: the recurrence as the paper writes it, the published initialization, other steps."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_rescaling_can_lengthen_the_unit_beyond_the_sigmoid() -> None:
     torch.testing.assert_close(other(5), coarse, atol=0, rtol=0)
 
 
-def test_published_initialisation() -> None:
+def test_published_initialization() -> None:
     torch.manual_seed(0)
     kernel = EMAKernel(256, d_state=16)
     for parameter, mean, std in ((kernel.alpha, 0, 0.2), (kernel.delta, 0, 0.2), (kernel.gamma, 0, 1)):

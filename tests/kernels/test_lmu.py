@@ -79,7 +79,7 @@ def test_float32_steps_remember() -> None:
 
 @pytest.mark.parametrize('step', [0.5, 1.0, 2.0])
 def test_theta_is_in_samples_of_the_training_grid(step: float) -> None:
-    """The centre of mass of a delay line's taps is the delay, at every step."""
+    """The center of mass of a delay line's taps is the delay, at every step."""
     taps = delay_line(40.0, d_state=16, dtype=torch.float64).kernels[0](int(400 / step), step)[0, 0]
     middle = ((torch.arange(len(taps), dtype=torch.float64) + 0.5) * step * taps).sum() / taps.sum()
     assert abs(middle - 40) < 0.5

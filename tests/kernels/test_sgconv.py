@@ -11,7 +11,7 @@ DOUBLE = torch.float64
 
 @pytest.mark.parametrize(('length', 'd_state'), [(64, 8), (60, 8), (40, 5), (16, 16), (7, 3)])
 def test_the_published_kernel_at_the_training_step(length: int, d_state: int) -> None:
-    """Sub-kernels interpolated by torch, halved from scale to scale, joined, cut and normalised."""
+    """Sub-kernels interpolated by torch, halved from scale to scale, joined, cut and normalized."""
     kernel = SGConvKernel(3, channels=2, d_state=d_state, length=length, dtype=DOUBLE)
     parts = []
     for i, weight in enumerate(kernel.weight.unbind(2)):

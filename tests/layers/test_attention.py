@@ -14,7 +14,7 @@ DOUBLE = torch.float64
 
 
 def loud(bias: RotaryBias) -> RotaryBias:
-    """With a bias of order one: as initialised it is too small to be seen in a test."""
+    """With a bias of order one: as initialized it is too small to be seen in a test."""
     with torch.no_grad():
         bias.alpha.normal_()
         bias.beta.normal_()

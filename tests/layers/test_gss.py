@@ -92,7 +92,7 @@ def test_the_hybrid_is_a_stack() -> None:
     assert all(key.startswith('layers.') for key in stack.init_state(1))
 
 
-def test_width_of_the_state_and_optimiser_groups() -> None:
+def test_width_of_the_state_and_optimizer_groups() -> None:
     """C/reduce features in the convolution; a and b train as SSM parameters."""
     layer = GSS(16, d_state=8)
     assert layer.kernel.C.shape == (1, 4, 4, 2) and layer.out.weight.shape == (16, 64)

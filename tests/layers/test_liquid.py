@@ -156,7 +156,7 @@ def test_compiled_training_equals_eager() -> None:
 
 
 def test_it_trains() -> None:
-    """The running product of neighbours, which no linear layer can give: S4 stays at the variance of the target."""
+    """The running product of neighbors, which no linear layer can give: S4 stays at the variance of the target."""
     losses = {}
     for name in ('liquid', 'linear'):
         torch.manual_seed(0)

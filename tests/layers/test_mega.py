@@ -1,4 +1,4 @@
-"""Mega: its equations, both directions, chunks, streaming, causality, published initialisation, bad input."""
+"""Mega: its equations, both directions, chunks, streaming, causality, published initialization, bad input."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ DOUBLE = torch.float64
 
 
 def mega(dtype: torch.dtype = DOUBLE, chunk: int | None = None, bidirectional: bool = False) -> Mega:
-    """All parameters of order one: as initialised, attention and gates are nearly constant."""
+    """All parameters of order one: as initialized, attention and gates are nearly constant."""
     torch.manual_seed(0)
     layer = Mega(6, chunk=chunk, d_key=4, d_value=10, d_state=3, bidirectional=bidirectional, dtype=dtype)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_both_directions(chunk: int | None) -> None:
         torch.testing.assert_close(mirror(x.flip(-1)).flip(-1), layer(x), atol=1e-12, rtol=0)
 
 
-def test_initialised_as_published() -> None:
+def test_initialized_as_published() -> None:
     torch.manual_seed(0)
     layer = Mega(64, chunk=16)
     assert (layer.d_key, layer.d_value) == (16, 128)

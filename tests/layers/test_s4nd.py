@@ -35,7 +35,7 @@ def golden_layer(case: dict, dtype: torch.dtype, method: str) -> S4ND:
         channels=meta['channels'],
         out_channels=meta['out_channels'],
         l_max=tuple(meta['l_max']),
-        centred=False,
+        centerd=False,
         method=method,
         kernel_options=options,
         dtype=dtype,
@@ -91,14 +91,14 @@ def test_equals_the_direct_sum(size: tuple[int, ...], tensor_rank: int, bidirect
     torch.manual_seed(0)
     layer = S4ND(3, size, d_state=4, tensor_rank=tensor_rank, bidirectional=bidirectional, channels=2, dtype=DOUBLE)
     x = torch.randn(2, 3, *size, dtype=DOUBLE)
-    taps, centres = layer.axis_taps(list(size))
+    taps, centers = layer.axis_taps(list(size))
     twice = torch.cat([x, x], 1)
     skip = layer.D.reshape(-1, *[1] * len(size)) * twice
-    true = oracles.direct_conv(twice, oracles.full_kernel(taps), centres) + skip
+    true = oracles.direct_conv(twice, oracles.full_kernel(taps), centers) + skip
     torch.testing.assert_close(layer(x), true, atol=1e-11, rtol=0)
 
 
-def test_centred_taps_are_cell_integrals() -> None:
+def test_centerd_taps_are_cell_integrals() -> None:
     """Lag l of a zero-order hold is the integral over [l - ½, l + ½]; lag 0 takes half a cell from each side."""
     layer = S4ND(3, (6,), d_state=8, n_ssm=3, dtype=DOUBLE)
     kernel = layer.kernels[0]
@@ -106,16 +106,16 @@ def test_centred_taps_are_cell_integrals() -> None:
     B, C = torch.view_as_complex(kernel.B.detach()), torch.view_as_complex(kernel.C.detach())
     dt = kernel.log_dt.exp()
     for size in (6, 12, 4):
-        (taps,), (centre,) = layer.axis_taps([size])
+        (taps,), (center,) = layer.axis_taps([size])
         step = dt * 6 / size
         for lag in range(size):
             low = max(0.0, lag - 0.5)
             ahead, behind = oracles.cell_integral(A, B, C, low * step, (lag + 0.5) * step)
             if lag == 0:
-                torch.testing.assert_close(taps[0, :, centre], ahead + behind, atol=1e-12, rtol=0)
+                torch.testing.assert_close(taps[0, :, center], ahead + behind, atol=1e-12, rtol=0)
             else:
-                torch.testing.assert_close(taps[0, :, centre + lag], ahead, atol=1e-12, rtol=0)
-                torch.testing.assert_close(taps[0, :, centre - lag], behind, atol=1e-12, rtol=0)
+                torch.testing.assert_close(taps[0, :, center + lag], ahead, atol=1e-12, rtol=0)
+                torch.testing.assert_close(taps[0, :, center - lag], behind, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize('size', [6, 12, 18, 24, 3])
@@ -127,14 +127,14 @@ def test_windowed_taps_average_over_a_training_cell(size: int) -> None:
     B, C = torch.view_as_complex(kernel.B.detach()), torch.view_as_complex(kernel.C.detach())
     dt, step = kernel.log_dt.exp(), 6 / size
     width = max(1.0, step)
-    (taps,), (centre,) = layer.axis_taps([size])
+    (taps,), (center,) = layer.axis_taps([size])
     assert taps.shape[-1] == 2 * size - 1
     for lag in range(1 - size, size):
         low, high = lag * step - width / 2, lag * step + width / 2
         ahead = oracles.cell_integral(A, B, C, max(0.0, low) * dt, max(0.0, high) * dt)[0]
         behind = oracles.cell_integral(A, B, C, max(0.0, -high) * dt, max(0.0, -low) * dt)[1]
         true = (ahead + behind) * step / width
-        torch.testing.assert_close(taps[0, :, centre + lag], true, atol=1e-12, rtol=0)
+        torch.testing.assert_close(taps[0, :, center + lag], true, atol=1e-12, rtol=0)
 
 
 def smooth_signal(seed: int, size: int) -> torch.Tensor:
@@ -163,16 +163,16 @@ def drift(low: int, high: int, draws: int = 8, **options: object) -> float:
 # (At 8 samples the waves beyond 4 cycles are aliased in the signal itself.)
 @pytest.mark.parametrize(('low', 'high', 'window', 'limit'), [(32, 64, 0.0, 0.015), (8, 32, 1.0, 0.15)])
 def test_resolution_drift(low: int, high: int, window: float, limit: float) -> None:
-    """The same scene, sampled more densely, gives the same output: centred taps with a bandlimit."""
+    """The same scene, sampled more densely, gives the same output: centerd taps with a bandlimit."""
     assert drift(low, high, window=window) <= limit
-    assert drift(low, high, centred=False) > 2 * limit
+    assert drift(low, high, centerd=False) > 2 * limit
 
 
 def test_step_is_per_axis() -> None:
     layer = S4ND(4, (8, 6), d_state=4, bidirectional=(True, False), l_max=(None, 3), dtype=DOUBLE)
-    taps, centres = layer.axis_taps([16, 3])
+    taps, centers = layer.axis_taps([16, 3])
     assert [t.shape[-1] for t in taps] == [31, 2]
-    assert centres == [15, 0]
+    assert centers == [15, 0]
     torch.testing.assert_close(taps[1][0], layer.kernels[1](2, 2.0)[0], atol=0, rtol=0)
 
 
@@ -203,13 +203,13 @@ def test_full_mixing(method: str) -> None:
     layer = S4ND(3, (5, 6), out_channels=4, d_state=4, l_max=3, tensor_rank=2, method=method, dtype=DOUBLE)
     assert layer.D is None
     x = torch.randn(2, 3, 5, 6, dtype=DOUBLE)
-    taps, centres = layer.axis_taps([5, 6])
-    torch.testing.assert_close(layer(x), oracles.mixed_conv(x, taps, centres), atol=1e-11, rtol=0)
+    taps, centers = layer.axis_taps([5, 6])
+    torch.testing.assert_close(layer(x), oracles.mixed_conv(x, taps, centers), atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize('options', [
     {}, {'kernel': 's4'}, {'tensor_rank': 2}, {'out_channels': 5}, {'bidirectional': False}, {'bandlimit': 0.2},
-    {'kernel': 's4d', 'init': 'real'}, {'channels': 2}, {'centred': False}, {'l_max': 2},
+    {'kernel': 's4d', 'init': 'real'}, {'channels': 2}, {'centerd': False}, {'l_max': 2},
 ])  # fmt: skip
 def test_every_parameter_gets_a_gradient(options: dict) -> None:
     torch.manual_seed(0)
@@ -336,8 +336,8 @@ def test_axes_with_kernels_of_their_own() -> None:
     assert (type(first).__name__, first.n_ssm, first.rank) == ('S4Kernel', 4, 2)
     assert (type(second).__name__, second.n_ssm, second.discretization) == ('S4DKernel', 2, 'bilinear')
     x = torch.randn(2, 4, 6, 5, dtype=DOUBLE)
-    taps, centres = layer.axis_taps([6, 5])
-    true = oracles.direct_conv(x, oracles.full_kernel(taps), centres) + layer.D.reshape(4, 1, 1) * x
+    taps, centers = layer.axis_taps([6, 5])
+    true = oracles.direct_conv(x, oracles.full_kernel(taps), centers) + layer.D.reshape(4, 1, 1) * x
     torch.testing.assert_close(layer(x), true, atol=1e-11, rtol=0)
 
 
@@ -347,10 +347,10 @@ def test_replicate_goes_on_as_it_is(length: int, bidirectional: bool) -> None:
     """Zero padding of a signal that was held for longer than any kernel reaches; a constant gives Σ k everywhere."""
     layer = S4ND(3, (4,), d_state=4, padding='replicate', bidirectional=bidirectional, skip=False, dtype=DOUBLE)
     x = torch.randn(2, 3, length, dtype=DOUBLE)
-    (taps,), (centre,) = layer.axis_taps([length])
+    (taps,), (center,) = layer.axis_taps([length])
     reach = taps.shape[-1]
     held = x[..., torch.arange(-reach, length + reach).clamp(0, length - 1)]
-    true = oracles.direct_conv(held, taps[0], [centre])[..., reach : reach + length]
+    true = oracles.direct_conv(held, taps[0], [center])[..., reach : reach + length]
     torch.testing.assert_close(layer(x), true, atol=1e-11, rtol=0)
     with torch.no_grad():
         torch.testing.assert_close(layer.eval()(x), true, atol=1e-11, rtol=0)
@@ -396,7 +396,7 @@ def test_memo_ignores_inference_tensors() -> None:
     (lambda: S4ND(4, (8,), tensor_rank=0), 'tensor_rank.*0'),
     (lambda: S4ND(4, (8,), l_max=0), 'l_max.*0'),
     (lambda: S4ND(4, (8,), window=-1.0), 'window.*-1.0'),
-    (lambda: S4ND(4, (8,), window=1.0, centred=False), 'unless the taps are centred, got 1.0'),
+    (lambda: S4ND(4, (8,), window=1.0, centerd=False), 'unless the taps are centerd, got 1.0'),
     (lambda: S4ND(4, (8,), out_channels=2, channels=2), 'channels must be 1, got 2'),
     (lambda: S4ND(4, (8,), method='conv'), "unknown method 'conv'"),
     (lambda: S4ND(4, (8,), padding='reflect'), "padding must be 'zeros' or 'replicate', got 'reflect'"),

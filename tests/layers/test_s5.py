@@ -128,7 +128,7 @@ class TestResolution:
             masked(x, 8.0)
 
 
-def test_initialisation() -> None:
+def test_initialization() -> None:
     """Blocks of HiPPO-N: V B̃ and C̃ V* are real and LeCun normal."""
     layer = build(d_model=64, d_state=32, blocks=2)
     w, _, _, V = hippo.nplr('legs', 16)
@@ -199,7 +199,7 @@ def test_it_trains() -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_optimiser_groups() -> None:
+def test_optimizer_groups() -> None:
     model = nn.Sequential(nn.Linear(4, 4), build())
     names = {id(p): name for name, p in model.named_parameters()}
     rates = {names[id(p)]: group['lr'] for group in param_groups(model, 0.01, 0.05) for p in group['params']}

@@ -127,7 +127,7 @@ def test_output_stride(case: str, output_stride: int) -> None:
     assert [info['reduction'] for info in model.feature_info] == expected
 
 
-def test_optimiser_patterns_match(case: str) -> None:
+def test_optimizer_patterns_match(case: str) -> None:
     model = build(case)
     names = [name for name, _ in model.named_parameters()]
     for pattern in model.no_weight_decay():

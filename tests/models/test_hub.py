@@ -103,11 +103,11 @@ def test_other_classes_and_channels_from_a_folder(case: str, tmp_path: Path) -> 
     save_for_hf(model, tmp_path, safe_serialization=True)
     adapted = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, num_classes=3, in_chans=1).eval()
     torch.testing.assert_close(adapted.stem.proj.weight, model.stem.proj.weight.sum(1, keepdim=True))
-    grey = image(size_of(case), channels=1)
+    gray = image(size_of(case), channels=1)
     with torch.no_grad():
-        expected = model.forward_features(grey.expand(-1, 3, -1, -1))
-        torch.testing.assert_close(adapted.forward_features(grey), expected, atol=1e-4, rtol=1e-4)
-    assert adapted(grey).shape == (2, 3)
+        expected = model.forward_features(gray.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(adapted.forward_features(gray), expected, atol=1e-4, rtol=1e-4)
+    assert adapted(gray).shape == (2, 3)
     features = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, features_only=True).eval()
     with torch.no_grad():
         maps = model.forward_intermediates(image(size_of(case)), intermediates_only=True)

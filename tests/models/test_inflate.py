@@ -96,8 +96,8 @@ def test_other_lengths_and_frame_rates_too(causal: bool) -> None:
 def test_what_zeros_beyond_the_ends_cost() -> None:
     """As published: the ends lose what would come from beyond them, half of the kernel at most, the middle nothing."""
     layer = decay_(S4ND(4, (32, 2), d_state=8), timescale=2.0)
-    (taps, _), (centre, _) = layer.axis_taps([32, 2])
-    response = separable_conv(torch.ones(1, 4, 32), [taps], [centre])
+    (taps, _), (center, _) = layer.axis_taps([32, 2])
+    response = separable_conv(torch.ones(1, 4, 32), [taps], [center])
     t = torch.arange(32) + 0.5
     expected = 1 - 0.5 * torch.exp(-t / 2) - 0.5 * torch.exp(-(32 - t) / 2)
     torch.testing.assert_close(response[0], expected.expand(4, 32), atol=1e-5, rtol=0)

@@ -78,7 +78,7 @@ def test_a_wrong_option_is_named_beside_the_right_ones(family: str) -> None:
 
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('network', ['magnet', 'siren'])
-def test_networks_in_kernels_keep_their_own_initialisation(family: str, network: str) -> None:
+def test_networks_in_kernels_keep_their_own_initialization(family: str, network: str) -> None:
     """The linear layers of a model start small; those inside a kernel must not: its taps would all but vanish."""
     model = make(family, 'ckconv', kernel_options={'network': network})
     model.init_weights()

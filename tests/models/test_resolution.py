@@ -8,7 +8,7 @@ from tests.models.families import SMALL, build, image, size_of
 
 
 def scene(size: tuple[int, int], batch: int = 4) -> torch.Tensor:
-    """A smooth random scene (batch, 3, *size), sampled at the centres of its pixels."""
+    """A smooth random scene (batch, 3, *size), sampled at the centers of its pixels."""
     generator = torch.Generator().manual_seed(3)
     waves = 4
     amplitude, phase = (
@@ -17,8 +17,8 @@ def scene(size: tuple[int, int], batch: int = 4) -> torch.Tensor:
     )
     axes = []
     for n, offsets in zip(size, phase, strict=True):
-        centre = (torch.arange(n) + 0.5) / n
-        axes.append(torch.cos(torch.pi * torch.arange(waves)[:, None] * centre + 2 * torch.pi * offsets[:, None]))
+        center = (torch.arange(n) + 0.5) / n
+        axes.append(torch.cos(torch.pi * torch.arange(waves)[:, None] * center + 2 * torch.pi * offsets[:, None]))
     return torch.einsum('bcuv,uh,vw->bchw', amplitude, *axes)
 
 

@@ -47,11 +47,11 @@ def test_a_block_equals_its_definition(causal: bool, padding: str) -> None:
     block = ConvNeXtBlock(3, (4, 3, 2), 's4nd', ssm, layer_scale=1.0, dtype=DOUBLE)
     x = torch.randn(2, 3, 4, 3, 2, dtype=DOUBLE)
     mixer = block.mixer
-    taps, centres = mixer.axis_taps([4, 3, 2])
+    taps, centers = mixer.axis_taps([4, 3, 2])
     # Held at both ends for as long as the kernel reaches, x is convolved with zeros beyond that.
     reach = taps[0].shape[-1] if padding == 'replicate' else 0
     held = x[:, :, torch.arange(-reach, 4 + reach).clamp(0, 3)]
-    y = oracles.direct_conv(held, oracles.full_kernel(taps), centres)[:, :, reach : reach + 4]
+    y = oracles.direct_conv(held, oracles.full_kernel(taps), centers)[:, :, reach : reach + 4]
     y = (y + mixer.D.reshape(-1, 1, 1, 1) * x).movedim(1, -1)
     mlp = block.mlp.mlp
     y = F.linear(F.gelu(F.linear(F.layer_norm(y, [3], eps=1e-6), mlp.fc1.weight, mlp.fc1.bias)), mlp.fc2.weight)
@@ -102,7 +102,7 @@ def test_no_frame_sees_a_later_one(case: str, causal: bool) -> None:
 
 
 def scene(frames: int, size: int) -> torch.Tensor:
-    """A smooth moving scene (2, 3, frames, size, size), sampled at the centres of its cells."""
+    """A smooth moving scene (2, 3, frames, size, size), sampled at the centers of its cells."""
     generator = torch.Generator().manual_seed(3)
     amplitude, phase = torch.randn(2, 3, 4, 4, 4, generator=generator), torch.rand(3, 4, generator=generator)
     waves = []
@@ -285,7 +285,7 @@ def test_made_from_nothing_and_in_half_precision(case: str) -> None:
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_optimiser_groups(case: str) -> None:
+def test_optimizer_groups(case: str) -> None:
     model = build(case)
     names = [name for name, _ in model.named_parameters()]
     groups = timm.models._manipulate.group_parameters(model, model.group_matcher(), reverse=True)

@@ -110,13 +110,13 @@ def test_other_sizes_classes_and_channels(family: str) -> None:
         report = load_timm_weights(model, theirs)
         assert f'{head}.weight' in report.not_taken
         assert 'its shape [7,' in report.not_taken[f'{head}.weight']
-        assert report.normalisation is None
+        assert report.normalization is None
         # One picture in all channels gives the same patches, as timm adapts them.
         conv = theirs.stem[0] if family == 'convnext' else theirs.patch_embed.proj
-        grey = torch.randn(1, 1, 64, 64)
+        gray = torch.randn(1, 1, 64, 64)
         if channels == 1:
-            expected = conv(grey.expand(1, 3, 64, 64))
-            torch.testing.assert_close(model.stem.proj(grey), expected, atol=1e-5, rtol=1e-5)
+            expected = conv(gray.expand(1, 3, 64, 64))
+            torch.testing.assert_close(model.stem.proj(gray), expected, atol=1e-5, rtol=1e-5)
     depths, extra = ((1, 1, 3, 1), 'stages.2.blocks.2.') if family == 'convnext' else ((2, 1, 2), 'stages.2.blocks.1.')
     report = load_timm_weights(ours(family, depths=depths), theirs)
     assert {name for name in report.left if '.mlp.' in name} == {n for n in report.sizes if n.startswith(f'{extra}mlp')}
@@ -128,12 +128,12 @@ def test_other_sizes_classes_and_channels(family: str) -> None:
     assert any(why.startswith('its shape') for why in report.not_taken.values())
 
 
-def test_normalisation_follows_the_weights() -> None:
+def test_normalization_follows_the_weights() -> None:
     theirs, model = source('vit'), ours('vit')
     theirs.pretrained_cfg = {**theirs.pretrained_cfg, 'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)}
     registered = timm.get_pretrained_cfg('s4nd_vit_tiny_patch16').mean
     report = load_timm_weights(model, theirs)
-    assert report.normalisation == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert report.normalization == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert timm.data.resolve_data_config(model=model)['mean'] == (0.1, 0.2, 0.3)
     assert timm.get_pretrained_cfg('s4nd_vit_tiny_patch16').mean == registered
 
@@ -143,7 +143,7 @@ def test_the_report_reads_well() -> None:
     assert '4 x blocks.*.attn.qkv.weight  (attention, replaced by S4ND)' in text
     assert '4 x stages.*.blocks.*.mlp.mlp.fc1.weight' in text
     assert text.startswith('taken: 38 tensors, ')
-    assert 'left as initialised: ' in text
+    assert 'left as initialized: ' in text
     assert len(text.splitlines()) < 45
 
 

@@ -12,13 +12,13 @@ METHODS = ['toeplitz', 'fft', 'auto']
 
 
 def random_taps(size: tuple[int, ...], rank: int, features: int, kind: str) -> tuple[list, list[int]]:
-    taps, centres = [], []
+    taps, centers = [], []
     for length in size:
         reach = {'short': max(1, length // 2), 'long': length + 3}.get(kind, length)
-        lags, centre = (reach, 0) if kind == 'causal' else (2 * reach - 1, reach - 1)
+        lags, center = (reach, 0) if kind == 'causal' else (2 * reach - 1, reach - 1)
         taps.append(torch.randn(rank, features, lags, dtype=torch.float64, requires_grad=True))
-        centres.append(centre)
-    return taps, centres
+        centers.append(center)
+    return taps, centers
 
 
 @pytest.mark.parametrize('size', SIZES, ids=str)
@@ -28,9 +28,9 @@ def random_taps(size: tuple[int, ...], rank: int, features: int, kind: str) -> t
 def test_equals_the_direct_sum(size: tuple[int, ...], method: str, kind: str, rank: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    taps, centres = random_taps(size, rank, 3, kind)
-    y = separable_conv(x, taps, centres, method)
-    true = oracles.direct_conv(x, oracles.full_kernel(taps), centres)
+    taps, centers = random_taps(size, rank, 3, kind)
+    y = separable_conv(x, taps, centers, method)
+    true = oracles.direct_conv(x, oracles.full_kernel(taps), centers)
     torch.testing.assert_close(y, true, atol=1e-11, rtol=0)
     weight = torch.randn_like(true)
     ours = torch.autograd.grad((y * weight).sum(), [x, *taps])
@@ -44,23 +44,23 @@ def test_equals_the_direct_sum(size: tuple[int, ...], method: str, kind: str, ra
 def test_skip_and_scripted_path(size: tuple[int, ...], method: str, rank: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    taps, centres = random_taps(size, rank, 3, 'bidirectional')
+    taps, centers = random_taps(size, rank, 3, 'bidirectional')
     skip = torch.randn(3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn_like(x)
-    true = oracles.direct_conv(x, oracles.full_kernel(taps), centres) + skip.reshape(3, *[1] * len(size)) * x
+    true = oracles.direct_conv(x, oracles.full_kernel(taps), centers) + skip.reshape(3, *[1] * len(size)) * x
     gradients = torch.autograd.grad((true * weight).sum(), [x, skip, *taps])
     for function in (separable_conv, torch.jit.script(separable_conv)):
-        y = function(x, taps, centres, method, skip)
+        y = function(x, taps, centers, method, skip)
         torch.testing.assert_close(y, true, atol=1e-11, rtol=0)
         for a, b in zip(torch.autograd.grad((y * weight).sum(), [x, skip, *taps]), gradients, strict=True):
             torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
 
 
 def test_matrices_stand_for_taps() -> None:
-    x, (taps, centres) = torch.randn(2, 3, 6, 4), random_taps((6, 4), 2, 3, 'bidirectional')
+    x, (taps, centers) = torch.randn(2, 3, 6, 4), random_taps((6, 4), 2, 3, 'bidirectional')
     taps = [k.detach().float() for k in taps]
-    matrices = [toeplitz(k, centre, length) for k, centre, length in zip(taps, centres, (6, 4), strict=True)]
-    torch.testing.assert_close(separable_conv(x, matrices, centres), separable_conv(x, taps, centres, 'fft'))
+    matrices = [toeplitz(k, center, length) for k, center, length in zip(taps, centers, (6, 4), strict=True)]
+    torch.testing.assert_close(separable_conv(x, matrices, centers), separable_conv(x, taps, centers, 'fft'))
     # Lag 0 after as many lags as the axis is long, as in the published two-sided layout.
     taps = [torch.randn(1, 3, 2 * length) for length in (6, 4)]
     matrices = [toeplitz(k, length, length) for k, length in zip(taps, (6, 4), strict=True)]
@@ -69,10 +69,10 @@ def test_matrices_stand_for_taps() -> None:
 
 @pytest.mark.parametrize('size', [(3, 4), (2, 1, 3)], ids=str)
 def test_joint_matrix(size: tuple[int, ...]) -> None:
-    x, (taps, centres) = torch.randn(2, 3, *size, dtype=torch.float64), random_taps(size, 2, 3, 'bidirectional')
-    matrices = [toeplitz(k, centre, length) for k, centre, length in zip(taps, centres, size, strict=True)]
+    x, (taps, centers) = torch.randn(2, 3, *size, dtype=torch.float64), random_taps(size, 2, 3, 'bidirectional')
+    matrices = [toeplitz(k, center, length) for k, center, length in zip(taps, centers, size, strict=True)]
     y = separable_conv(x.flatten(2), [joint_matrix(matrices)], [0]).reshape(x.shape)
-    torch.testing.assert_close(y, separable_conv(x, taps, centres), atol=1e-12, rtol=0)
+    torch.testing.assert_close(y, separable_conv(x, taps, centers), atol=1e-12, rtol=0)
 
 
 def test_features_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,8 +111,8 @@ def test_backward_under_autocast_stays_in_float32() -> None:
 def test_gradcheck(method: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    taps, centres = random_taps((3, 4), 2, 2, 'bidirectional')
-    assert torch.autograd.gradcheck(lambda x, *taps: separable_conv(x, list(taps), centres, method), (x, *taps))
+    taps, centers = random_taps((3, 4), 2, 2, 'bidirectional')
+    assert torch.autograd.gradcheck(lambda x, *taps: separable_conv(x, list(taps), centers, method), (x, *taps))
 
 
 @pytest.mark.parametrize('length', [1, 5, 300])
@@ -133,11 +133,11 @@ def test_causal_kernels_do_not_leak(length: int, method: str) -> None:
 def test_dtype_out_is_dtype_in(dtype: torch.dtype, method: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 9, 6, dtype=torch.float64).to(dtype)
-    taps, centres = random_taps((9, 6), 1, 3, 'bidirectional')
-    y = separable_conv(x, [t.float() for t in taps], centres, method)
+    taps, centers = random_taps((9, 6), 1, 3, 'bidirectional')
+    y = separable_conv(x, [t.float() for t in taps], centers, method)
     assert y.dtype == dtype
     assert y.is_contiguous()
-    true = oracles.direct_conv(x.double(), oracles.full_kernel([t.float().double() for t in taps]), centres)
+    true = oracles.direct_conv(x.double(), oracles.full_kernel([t.float().double() for t in taps]), centers)
     # Computed in float32 at least: the error is one rounding of the result.
     relative = (y.double() - true).abs().max() / true.abs().max()
     assert relative < max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps * 8)
@@ -145,21 +145,21 @@ def test_dtype_out_is_dtype_in(dtype: torch.dtype, method: str) -> None:
 
 def test_autocast_leaves_the_convolution_in_float32() -> None:
     x = torch.randn(2, 3, 8, 8)
-    taps, centres = random_taps((8, 8), 1, 3, 'bidirectional')
+    taps, centers = random_taps((8, 8), 1, 3, 'bidirectional')
     taps = [t.float() for t in taps]
     with torch.autocast('cpu', torch.bfloat16):
-        inside = separable_conv(x, taps, centres, 'toeplitz')
-    assert torch.equal(inside, separable_conv(x, taps, centres, 'toeplitz'))
+        inside = separable_conv(x, taps, centers, 'toeplitz')
+    assert torch.equal(inside, separable_conv(x, taps, centers, 'toeplitz'))
 
 
 def test_lag_taps() -> None:
     forward, backward = torch.arange(1.0, 6.0), 10 * torch.arange(1.0, 6.0)
-    taps, centre = lag_taps(forward, backward, centred=True)
+    taps, center = lag_taps(forward, backward, centerd=True)
     assert taps.tolist() == [90, 50, 11, 5, 9]
-    assert centre == 2
-    taps, centre = lag_taps(forward, backward, centred=False)
+    assert center == 2
+    taps, center = lag_taps(forward, backward, centerd=False)
     assert taps.tolist() == [50, 40, 30, 20, 10, 1, 2, 3, 4, 5]
-    assert centre == 5
+    assert center == 5
 
 
 def test_fft_sizes_have_small_primes() -> None:
@@ -178,7 +178,7 @@ def test_fft_sizes_have_small_primes() -> None:
     (lambda x, t: separable_conv(x, [t, t], [0, 0], 'conv'), "'conv'.*'toeplitz'"),
     (lambda x, t: separable_conv(x[:, :1], [t, t], [0, 0]), r'\(rank, 1, lags\).*\[1, 2, 4\]'),
     (lambda x, t: separable_conv(x, [t, t.repeat(2, 1, 1)], [0, 0]), r'axis 1.*\[2, 2, 4\]'),
-    (lambda x, t: separable_conv(x, [t, t], [0, 4]), 'centre 4 of axis 1'),
+    (lambda x, t: separable_conv(x, [t, t], [0, 4]), 'center 4 of axis 1'),
     (lambda x, t: separable_conv(x[..., :0], [t, t], [0, 0]), r'empty.*\[1, 2, 3, 0\]'),
 ])  # fmt: skip
 def test_bad_input(call: object, says: str) -> None:

@@ -33,11 +33,11 @@ class Batches:
 
 
 class Line:
-    monitor, maximise = 'error', False
+    monitor, maximize = 'error', False
 
     def __init__(self, stop_at: tuple[int, int] | None = None, spoil_at: tuple[int, int] | None = None) -> None:
         self.stop_at, self.spoil_at = stop_at, spoil_at
-        self.metadata = {'unit': 'metres'}
+        self.metadata = {'unit': 'meters'}
         self.evaluations = 0
 
     def train_batches(self, epoch: int) -> Batches:
@@ -104,7 +104,7 @@ def test_it_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     names = {'config.yaml', 'last.safetensors', 'best.safetensors', 'resume.pt'}
     assert {path.name for path in tmp_path.iterdir()} == names
     metadata = load_weights(tmp_path / 'last.safetensors', Net(), 'net')
-    assert metadata == {'model': 'net', 'format': '1', 'args': json.dumps({}), 'epoch': '20', 'unit': 'metres'}
+    assert metadata == {'model': 'net', 'format': '1', 'args': json.dumps({}), 'epoch': '20', 'unit': 'meters'}
     assert not model.training
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from s4nd import layers
-from s4nd.catalogue import KERNEL_ENTRIES, LAYER_ENTRIES, page
+from s4nd.catalog import KERNEL_ENTRIES, LAYER_ENTRIES, page
 from s4nd.kernels import KERNELS
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'kernels.md'
@@ -16,7 +16,7 @@ def test_everything_is_listed() -> None:
 
 
 def test_page_is_up_to_date() -> None:
-    assert PAGE.read_text('utf-8') == page(), 'run python -m s4nd.catalogue'
+    assert PAGE.read_text('utf-8') == page(), 'run python -m s4nd.catalog'
 
 
 def test_recurrence_is_told() -> None:
