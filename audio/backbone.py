@@ -64,9 +64,9 @@ class S4Block(nn.Module):
             'n_ssm': d_model if options.n_ssm == 'd_model' else options.n_ssm,
         }
         self.norm = nn.LayerNorm(d_model, **place)
-        # centerd=False: the published two-sided layer, whose backward kernel begins at lag -1.
+        # centered=False: the published two-sided layer, whose backward kernel begins at lag -1.
         if options.bidirectional:
-            self.s4 = S4ND(d_model, spatial_dims=1, centerd=False, **ssm, **place)
+            self.s4 = S4ND(d_model, spatial_dims=1, centered=False, **ssm, **place)
         else:
             self.s4 = S4(d_model, **ssm, **place)
         self.condition = None if options.condition is None else nn.Linear(options.condition, d_model, **place)

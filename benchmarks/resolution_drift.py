@@ -48,9 +48,9 @@ def signal(seed: int, size: int, cycles: float, sampling: str) -> Tensor:
 
 # Column: keywords of the layer.
 LAYERS = {
-    'centerd': {'centerd': True},
-    'window 1': {'centerd': True, 'window': 1.0},
-    'published offset': {'centerd': False},
+    'centered': {'centered': True},
+    'window 1': {'centered': True, 'window': 1.0},
+    'published offset': {'centered': False},
 }
 
 

@@ -171,8 +171,8 @@ def mirror(layer: S4ND) -> S4ND:
 def drift() -> dict[str, float]:
     """Relative change of the output at the places that a grid three times as fine shares."""
     changes = {}
-    for name, centerd in (('centerd taps', True), ('taps that begin at 0 and -1', False)):
-        layer = example(S4ND, grid=(LENGTH,), centerd=centerd)
+    for name, centered in (('centered taps', True), ('taps that begin at 0 and -1', False)):
+        layer = example(S4ND, grid=(LENGTH,), centered=centered)
         y, finer = (layer(bump(size)[None, None])[0, 0] for size in (LENGTH, 3 * LENGTH))
         changes[name] = float((finer[1::3] - y).norm() / y.norm())
     return changes
@@ -241,7 +241,7 @@ def draw_step() -> Figure:
 
 
 def draw_sides() -> Figure:
-    """Centerd taps, each over its cell, at step 1 and at step 1/3."""
+    """Centered taps, each over its cell, at step 1 and at step 1/3."""
     kernel = example(S4ND, spatial_dims=1).kernels[0]
     shown = 12
     figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), sharey=True, layout='constrained')

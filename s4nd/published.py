@@ -42,7 +42,7 @@ def load_published(
     these names) and the discretization.
 
     Args:
-        layer: an S4ND or S4; two-sided ones with `centerd=False`, the published layout.
+        layer: an S4ND or S4; two-sided ones with `centered=False`, the published layout.
         state_dict: of the layer, or of a model that has it under `prefix` (such as 'layers.0.layer.').
         dt_transform, real_transform, imag_transform: 'exp', 'softplus', 'sigmoid', 'relu' or 'none', as published.
 
@@ -50,10 +50,10 @@ def load_published(
         The names under `prefix` that have no place here, such as those of `output_linear`.
 
     Raises:
-        ValueError: a layer of other sizes or another kernel, centerd taps, a missing tensor, an unknown transform.
+        ValueError: a layer of other sizes or another kernel, centered taps, a missing tensor, an unknown transform.
     """
-    if layer.centerd and any(layer.bidirectional):
-        raise ValueError('the published backward kernel begins at lag -1: expected a layer with centerd=False')
+    if layer.centered and any(layer.bidirectional):
+        raise ValueError('the published backward kernel begins at lag -1: expected a layer with centered=False')
     first = prefix + ('kernel.0.' if f'{prefix}kernel.0.C' in state_dict else 'kernel.')
     prefixes = [first.replace('kernel.0.', f'kernel.{axis}.') for axis in range(layer.spatial_dims)]
     if len(set(prefixes)) < layer.spatial_dims or f'{prefix}kernel.{layer.spatial_dims}.C' in state_dict:

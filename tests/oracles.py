@@ -206,8 +206,8 @@ def sssd_block(
         return v @ maps[name][0].T + maps[name][1]
 
     def s4(layer: int, x: Tensor) -> Tensor:
-        centerd = x - x.mean(-1, keepdim=True)
-        u = centerd / (centerd.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norms[layer][0] + norms[layer][1]
+        centered = x - x.mean(-1, keepdim=True)
+        u = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norms[layer][0] + norms[layer][1]
         forward, backward, skip = kernels[layer]
         y = []
         for t in range(length):
@@ -228,8 +228,8 @@ def sssd_block(
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(x - mean)/√(variance + 1e-5), scaled and shifted: (…, H)."""
-    centerd = x - x.mean(-1, keepdim=True)
-    return centerd / (centerd.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
 
 
 def rotary_bias(i: int, j: int, alpha: Tensor, beta: Tensor) -> Tensor:

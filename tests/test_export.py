@@ -140,7 +140,7 @@ def test_frozen_is_the_same_function_at_one_size() -> None:
 
 @torch.no_grad()
 def test_frozen_layers_of_every_kind() -> None:
-    for options in (dict(out_channels=3), dict(channels=2, tensor_rank=2), dict(skip=False, centerd=False)):
+    for options in (dict(out_channels=3), dict(channels=2, tensor_rank=2), dict(skip=False, centered=False)):
         layer, x = nn.Sequential(S4ND(4, (6, 5), d_state=4, **options)), torch.randn(2, 4, 6, 5)
         torch.testing.assert_close(freeze(layer, x)(x), layer(x), atol=1e-6, rtol=1e-5)
     shared = S4ND(4, (6,), d_state=4)

@@ -57,7 +57,7 @@ def test_an_s4_layer_inside_a_model(name: str, prefix: str) -> None:
             d_state=2 * modes,
             n_ssm=len(weights[f'{prefix}kernel.A_real']),
             bidirectional=channels == 2,
-            centerd=False,
+            centered=False,
             kernel_options={'rank': len(weights[f'{prefix}kernel.P'])} if f'{prefix}kernel.P' in weights else None,
             dtype=torch.float64,
         )
@@ -74,22 +74,22 @@ def test_what_the_layer_has_no_place_for_is_named() -> None:
     case = next(case for case in S4ND_CASES.values() if not case['meta']['linear'])
     meta = case['meta']
     layer = S4ND(meta['H'], tuple(meta['Ls']), d_state=meta['N'], n_ssm=len(case['sd.kernel.0.A_real']),
-                 channels=meta['channels'], centerd=False)  # fmt: skip
+                 channels=meta['channels'], centered=False)  # fmt: skip
     left = load_published(layer, published(case, 'sd.'))
     assert sorted(left) == ['output_linear.0.bias', 'output_linear.0.weight']
     torch.testing.assert_close(layer.D, tensor(case['sd.D']).float())
 
 
 @pytest.mark.parametrize(('build', 'change', 'says'), [
-    (lambda: S4ND(3, (7, 7), d_state=8, n_ssm=3), {}, 'centerd=False'),
-    (lambda: S4ND(4, (7, 7), d_state=8, n_ssm=4, centerd=False), {}, r'inv_dt has shape \[3, 1\], expected \[4, 1\]'),
-    (lambda: S4ND(3, (7, 7), d_state=8, n_ssm=1, centerd=False), {}, r'A_real has shape \[3, 4\], expected \[1, 4\]'),
+    (lambda: S4ND(3, (7, 7), d_state=8, n_ssm=3), {}, 'centered=False'),
+    (lambda: S4ND(4, (7, 7), d_state=8, n_ssm=4, centered=False), {}, r'inv_dt has shape \[3, 1\], expected \[4, 1\]'),
+    (lambda: S4ND(3, (7, 7), d_state=8, n_ssm=1, centered=False), {}, r'A_real has shape \[3, 4\], expected \[1, 4\]'),
     (lambda: S4ND(3, (7, 7), d_state=8, n_ssm=3, bidirectional=False), {}, r'C has shape \[2, 3, 4, 2\]'),
-    (lambda: S4ND(3, (7,), d_state=8, n_ssm=3, centerd=False), {}, 'another number of axes: this one has 1'),
-    (lambda: S4ND(3, (7, 7, 7), d_state=8, n_ssm=3, centerd=False), {}, r'no kernel\.2\.inv_dt'),
+    (lambda: S4ND(3, (7,), d_state=8, n_ssm=3, centered=False), {}, 'another number of axes: this one has 1'),
+    (lambda: S4ND(3, (7, 7, 7), d_state=8, n_ssm=3, centered=False), {}, r'no kernel\.2\.inv_dt'),
     (lambda: S4(3, kernel='s4', d_state=8, n_ssm=3), {}, 'another number of axes'),
-    (lambda: S4ND(3, (7, 7), kernel='s4', d_state=8, n_ssm=3, centerd=False), {}, "is a kernel 's4d'"),
-    (lambda: S4ND(3, (7, 7), d_state=8, n_ssm=3, centerd=False), {'D': None}, 'no D in the published weights'),
+    (lambda: S4ND(3, (7, 7), kernel='s4', d_state=8, n_ssm=3, centered=False), {}, "is a kernel 's4d'"),
+    (lambda: S4ND(3, (7, 7), d_state=8, n_ssm=3, centered=False), {'D': None}, 'no D in the published weights'),
 ])  # fmt: skip
 def test_bad_input(build: object, change: dict, says: str) -> None:
     weights = published(S4ND_CASES['bi2d'], 'sd.')
@@ -99,7 +99,7 @@ def test_bad_input(build: object, change: dict, says: str) -> None:
 
 
 def test_bad_transforms() -> None:
-    layer = S4ND(3, (7, 7), d_state=8, n_ssm=3, centerd=False)
+    layer = S4ND(3, (7, 7), d_state=8, n_ssm=3, centered=False)
     weights = published(S4ND_CASES['bi2d'], 'sd.')
     with pytest.raises(ValueError, match="unknown transform 'tanh'"):
         load_published(layer, weights, dt_transform='tanh')

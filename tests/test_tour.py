@@ -12,7 +12,7 @@ from benchmarks import tour
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / 'docs' / 'tour.md').read_text(encoding='utf-8')
 STATED = {claim: float(bound) for claim, bound in re.findall(r'^\| (.+?) \| below (\S+).*\|$', TEXT, re.MULTILINE)}
-DRIFT = {'centerd taps, three times as fine': 0.00054, 'taps that begin at 0 and -1, three times as fine': 0.031}
+DRIFT = {'centered taps, three times as fine': 0.00054, 'taps that begin at 0 and -1, three times as fine': 0.031}
 
 
 @pytest.fixture(scope='module')

@@ -31,7 +31,7 @@ class Kernel(nn.Module):
         raise NotImplementedError
 
     def cells(self, length: int, step: float = 1.0) -> Tensor:
-        """Centerd lag taps of one side, (channels, d_model, length): entry l is the mean of the kernel over
+        """Centered lag taps of one side, (channels, d_model, length): entry l is the mean of the kernel over
         [l - ½, l + ½], entry 0 the part of it that lies on this side. Taps at half the step, summed in pairs."""
         return pair_cells(self.forward(2 * length - 1, step / 2))
 

@@ -39,9 +39,9 @@ class S4ND(nn.Module):
         tensor_rank: R, outer products that are averaged.
         channels: c, kernels a feature; features out are c·H, channel-major.
         out_channels: O, mixes all features: a kernel for every pair (o, h), summed over h. Then there is no D.
-        centerd: lag l of a two-sided kernel integrates over [l - ½, l + ½], which makes the layer independent of the
+        centered: lag l of a two-sided kernel integrates over [l - ½, l + ½], which makes the layer independent of the
             resolution. False is the published layout, whose backward kernel begins at lag -1.
-        window: least width, in samples of the training grid, over which a centerd lag averages the kernel (one value,
+        window: least width, in samples of the training grid, over which a centered lag averages the kernel (one value,
             or one for each axis). 0: the cell of the grid at hand, exactly. 1: never less than a cell of the training
             grid, so that a finer grid sees no more of the kernel than training did.
         skip: whether D exists.
@@ -81,7 +81,7 @@ class S4ND(nn.Module):
         channels: int = 1,
         out_channels: int | None = None,
         l_max: float | tuple[float | None, ...] | None = None,
-        centerd: bool = True,
+        centered: bool = True,
         window: float | tuple[float, ...] = 0.0,
         padding: str | tuple[str, ...] = 'zeros',
         skip: bool = True,
@@ -103,7 +103,7 @@ class S4ND(nn.Module):
             raise ValueError(f"unknown method '{method}': expected one of {', '.join(METHODS)}")
         self.d_model, self.tensor_rank = d_model, tensor_rank
         self.channels, self.out_channels = channels, 0 if out_channels is None else out_channels
-        self.centerd, self.method = centerd, method
+        self.centered, self.method = centered, method
         self.bidirectional = _per_axis(bidirectional, self.spatial_dims, 'bidirectional')
         self.padding = _per_axis(padding, self.spatial_dims, 'padding')
         if not set(self.padding) <= {'zeros', 'replicate'}:
@@ -114,8 +114,8 @@ class S4ND(nn.Module):
         if min(self._l_max) < 1:
             raise ValueError(f'l_max must be at least 1, got {l_max}')
         self._window = [float(v) for v in _per_axis(window, self.spatial_dims, 'window')]
-        if min(self._window) < 0 or (max(self._window) > 0 and not centerd):
-            raise ValueError(f'window must not be negative, and 0 unless the taps are centerd, got {window}')
+        if min(self._window) < 0 or (max(self._window) > 0 and not centered):
+            raise ValueError(f'window must not be negative, and 0 unless the taps are centered, got {window}')
         options = [
             _per_axis(value, self.spatial_dims, name)
             for name, value in (
@@ -230,10 +230,10 @@ class S4ND(nn.Module):
                 lags = max(1, int(round(self._l_max[axis] / step)))  # noqa: RUF046 (TorchScript's round gives a float)
             bidirectional = self.bidirectional[axis]
             window = max(1.0, self._window[axis] / step)  # in samples of the grid at hand
-            cells = bidirectional and self.centerd and window == 1.0
+            cells = bidirectional and self.centered and window == 1.0
             if cells:
                 k = kernel.cells(lags, step)
-            elif bidirectional and self.centerd:
+            elif bidirectional and self.centered:
                 k = kernel(2 * lags - 2 + math.ceil(window), step / 2)
             else:
                 k = kernel(lags, step)
@@ -247,7 +247,7 @@ class S4ND(nn.Module):
                 two_sided = torch.cat([k[1, ..., 1:].flip(-1), k[0, ..., :1] + k[1, ..., :1], k[0, ..., 1:]], -1)
                 center = lags - 1
             elif bidirectional:
-                two_sided, center = lag_taps(k[0], k[1], self.centerd, window)
+                two_sided, center = lag_taps(k[0], k[1], self.centered, window)
             else:
                 two_sided = k[0]
             taps.append(two_sided)

@@ -28,7 +28,7 @@ class S5(nn.Module):
         blocks: J; Λ starts as J copies of the spectrum of HiPPO-N (the normal part of LegS) with N/J states each.
         dt_min, dt_max: range of the log-uniform initial timescales, one a mode, in units of time a sample of the
             training grid.
-        bidirectional: adds a scan from the end, with a C of its own. Both sides are centerd as those of S4ND: lag l
+        bidirectional: adds a scan from the end, with a C of its own. Both sides are centered as those of S4ND: lag l
             holds the system's response over [l - ½, l + ½], lag 0 half a cell of each side.
         bandlimit: α; modes at or above α/2 cycles a sample of the training grid are masked. None: off.
         skip: whether D exists.

@@ -17,13 +17,13 @@ from s4nd.ops.products import apply_matrix, axis_dim, from_channels, separable_p
 METHODS = ('auto', 'toeplitz', 'fft')
 
 
-def lag_taps(forward: Tensor, backward: Tensor, centerd: bool, window: float = 1.0) -> tuple[Tensor, int]:
+def lag_taps(forward: Tensor, backward: Tensor, centered: bool, window: float = 1.0) -> tuple[Tensor, int]:
     """Two one-sided kernels -> two-sided lag taps and the index of lag 0.
 
     Args:
-        forward, backward: (…, M). Centerd: taps at half the step, M = 2K - 2 + ⌈window⌉ for lags up to K - 1. Otherwise
+        forward, backward: (…, M). Centered: taps at half the step, M = 2K - 2 + ⌈window⌉ for lags up to K - 1. Otherwise
             at the full step, M = K.
-        centerd: lag l is the mean of the kernel over [l - window/2, l + window/2]; backward taps stand before 0. With a
+        centered: lag l is the mean of the kernel over [l - window/2, l + window/2]; backward taps stand before 0. With a
             window of one sample, lag l is h[2l - 1] + h[2l], and lag 0 takes h[0] of each side. If not, as in the
             published code of S4ND (arXiv 2210.06583): forward[t] acts at lag t, backward[t] at lag -t - 1.
         window: in samples, at least 1.
@@ -32,7 +32,7 @@ def lag_taps(forward: Tensor, backward: Tensor, centerd: bool, window: float = 1
         (…, 2K - 1) with lag 0 at K - 1, or (…, 2K) with lag 0 at K.
     """
     both = torch.cat([backward.flip(-1), forward], -1)  # half samples; the one that begins at lag 0 stands at M
-    if not centerd:
+    if not centered:
         return both, backward.shape[-1]
     reach = math.ceil(window)  # half samples to each side that the window covers, the last one perhaps in part
     span = 2 * (forward.shape[-1] - reach) + 1  # K lags to each side are `span` half samples apart

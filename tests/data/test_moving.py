@@ -125,8 +125,8 @@ def test_a_spin_to_the_right_turns_the_picture_clockwise() -> None:
         moving = MovingSet.draw(bar, 600, 0)
         moving = moving.select((moving.labels == MOTIONS.index(name)).nonzero().flatten())
         times = torch.tensor(grid(64, 8.0).times())
-        centerd = (moving.pose(times)[..., :2] - 0.5).abs().amax((1, 2)) < 0.15
-        moving = moving.select(centerd.nonzero().flatten())
+        centered = (moving.pose(times)[..., :2] - 0.5).abs().amax((1, 2)) < 0.15
+        moving = moving.select(centered.nonzero().flatten())
         figure = (moving.at(grid(64, 8.0))[:, 0].float() - 85).clamp(min=0)
         line = torch.arange(64.0)
         weight = figure / figure.sum((2, 3), keepdim=True)

@@ -19,7 +19,7 @@ STREAMING = [name for name, kernel in KERNELS.items() if kernel.has_recurrence]
 @pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize('grid', [(9,), (4, 7), (3, 2, 4)], ids=str)
 def test_any_axes(kernel: str, grid: tuple[int, ...]) -> None:
-    """The layer is the direct convolution with its kernels' centerd taps; every parameter learns; other sizes run."""
+    """The layer is the direct convolution with its kernels' centered taps; every parameter learns; other sizes run."""
     torch.manual_seed(0)
     layer = S4ND(4, grid, kernel=kernel, d_state=4, skip=False, dtype=DOUBLE)
     x = torch.randn(2, 4, *grid, dtype=DOUBLE)

@@ -35,7 +35,7 @@ def golden_layer(case: dict, dtype: torch.dtype, method: str) -> S4ND:
         channels=meta['channels'],
         out_channels=meta['out_channels'],
         l_max=tuple(meta['l_max']),
-        centerd=False,
+        centered=False,
         method=method,
         kernel_options=options,
         dtype=dtype,
@@ -98,7 +98,7 @@ def test_equals_the_direct_sum(size: tuple[int, ...], tensor_rank: int, bidirect
     torch.testing.assert_close(layer(x), true, atol=1e-11, rtol=0)
 
 
-def test_centerd_taps_are_cell_integrals() -> None:
+def test_centered_taps_are_cell_integrals() -> None:
     """Lag l of a zero-order hold is the integral over [l - ½, l + ½]; lag 0 takes half a cell from each side."""
     layer = S4ND(3, (6,), d_state=8, n_ssm=3, dtype=DOUBLE)
     kernel = layer.kernels[0]
@@ -163,9 +163,9 @@ def drift(low: int, high: int, draws: int = 8, **options: object) -> float:
 # (At 8 samples the waves beyond 4 cycles are aliased in the signal itself.)
 @pytest.mark.parametrize(('low', 'high', 'window', 'limit'), [(32, 64, 0.0, 0.015), (8, 32, 1.0, 0.15)])
 def test_resolution_drift(low: int, high: int, window: float, limit: float) -> None:
-    """The same scene, sampled more densely, gives the same output: centerd taps with a bandlimit."""
+    """The same scene, sampled more densely, gives the same output: centered taps with a bandlimit."""
     assert drift(low, high, window=window) <= limit
-    assert drift(low, high, centerd=False) > 2 * limit
+    assert drift(low, high, centered=False) > 2 * limit
 
 
 def test_step_is_per_axis() -> None:
@@ -209,7 +209,7 @@ def test_full_mixing(method: str) -> None:
 
 @pytest.mark.parametrize('options', [
     {}, {'kernel': 's4'}, {'tensor_rank': 2}, {'out_channels': 5}, {'bidirectional': False}, {'bandlimit': 0.2},
-    {'kernel': 's4d', 'init': 'real'}, {'channels': 2}, {'centerd': False}, {'l_max': 2},
+    {'kernel': 's4d', 'init': 'real'}, {'channels': 2}, {'centered': False}, {'l_max': 2},
 ])  # fmt: skip
 def test_every_parameter_gets_a_gradient(options: dict) -> None:
     torch.manual_seed(0)
@@ -396,7 +396,7 @@ def test_memo_ignores_inference_tensors() -> None:
     (lambda: S4ND(4, (8,), tensor_rank=0), 'tensor_rank.*0'),
     (lambda: S4ND(4, (8,), l_max=0), 'l_max.*0'),
     (lambda: S4ND(4, (8,), window=-1.0), 'window.*-1.0'),
-    (lambda: S4ND(4, (8,), window=1.0, centerd=False), 'unless the taps are centerd, got 1.0'),
+    (lambda: S4ND(4, (8,), window=1.0, centered=False), 'unless the taps are centered, got 1.0'),
     (lambda: S4ND(4, (8,), out_channels=2, channels=2), 'channels must be 1, got 2'),
     (lambda: S4ND(4, (8,), method='conv'), "unknown method 'conv'"),
     (lambda: S4ND(4, (8,), padding='reflect'), "padding must be 'zeros' or 'replicate', got 'reflect'"),

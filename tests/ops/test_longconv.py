@@ -154,10 +154,10 @@ def test_autocast_leaves_the_convolution_in_float32() -> None:
 
 def test_lag_taps() -> None:
     forward, backward = torch.arange(1.0, 6.0), 10 * torch.arange(1.0, 6.0)
-    taps, center = lag_taps(forward, backward, centerd=True)
+    taps, center = lag_taps(forward, backward, centered=True)
     assert taps.tolist() == [90, 50, 11, 5, 9]
     assert center == 2
-    taps, center = lag_taps(forward, backward, centerd=False)
+    taps, center = lag_taps(forward, backward, centered=False)
     assert taps.tolist() == [50, 40, 30, 20, 10, 1, 2, 3, 4, 5]
     assert center == 5
 
