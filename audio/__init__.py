@@ -1,24 +1,23 @@
 """Raw audio: SaShiMi, quantizers, data and generation.
 
-Train with train.py and a configuration from configs/audio; generate with `generate` or `python -m audio.generate`.
+Train with train.py and a configuration from configs/audio; generate with `generate` or the command `s4nd generate`.
 """
 
-from audio.backbone import SaShiMiBackbone
-from audio.generation import Generator, generate, load_generator
-from audio.imputation import SSSDS4, impute
+from audio.generation import Generator, Sampling, generate, load_generator
+from audio.models.backbone import SaShiMiBackbone
+from audio.models.sashimi import SaShiMi
 from audio.quantization import Quantizer
-from audio.sashimi import SaShiMi
-from audio.task import AutoregressiveTask, build
+from audio.tasks import AudioTask, AutoregressiveTask, build
 
 __all__ = [
-    'SSSDS4',
+    'AudioTask',
     'AutoregressiveTask',
     'Generator',
     'Quantizer',
     'SaShiMi',
     'SaShiMiBackbone',
+    'Sampling',
     'build',
     'generate',
-    'impute',
     'load_generator',
 ]

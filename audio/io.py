@@ -9,12 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from s4nd.files import write_atomically
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
 
 SUFFIXES = ('.wav', '.flac', '.ogg', '.mp3')
 
@@ -165,7 +169,7 @@ def wav_bytes(waveform: Tensor, sample_rate: int) -> bytes:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator['soundfile.SoundFile']:  # noqa: F821 - imported on first use
+def _opened(path: str | Path) -> Iterator['SoundFile']:
     import soundfile
 
     if not Path(path).is_file():

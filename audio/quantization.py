@@ -14,7 +14,7 @@ Exact round trip, for `standard` and `torchaudio` at 1 to 16 bits: encode(decode
 comes back at most half a level away (in the companded domain) over the whole range.
 
 Neither looks at more than one sample. The published pipeline also rescales each clip by its own extremes: that is the
-`min-max` normalization of `audio.datasets`, off by default.
+`min-max` normalization of `audio.data.datasets`, off by default.
 """
 
 import json

@@ -23,9 +23,9 @@ from torch import nn
 from wavenet import WaveNet, matched_args
 
 from audio import SaShiMi
-from audio.task import AutoregressiveTask, build
+from audio.tasks import AudioConfig, AutoregressiveTask, build
 from s4nd.files import write_atomically
-from s4nd.training.config import AudioConfig, load_config
+from s4nd.training.config import load_config
 from s4nd.training.loop import fit, make_accelerator
 from s4nd.training.report import write_report
 
@@ -104,6 +104,7 @@ def prepare(config: AudioConfig, name: str) -> tuple[nn.Module, AutoregressiveTa
         size = sum(parameter.numel() for parameter in model.parameters())
         args = {**matched_args(size, config.data.bits), 'ordered': config.model.args.get('ordered', False)}
         config.model.name, config.model.args = 'wavenet', args
+        task.model_args = args
         torch.manual_seed(config.seed)
         model = WaveNet(config.data.bits, **config.model.args)
     return model, task
@@ -132,7 +133,7 @@ def eager_speed(model: SaShiMi | WaveNet) -> float:
         if system is None:
             model.step(token, state)
         else:
-            _, state = model.step(token, state, system=system, phase=i % model.backbone.period)
+            _, state = model.step(token, state, system, phase=i % model.backbone.period)
     return STEPS / (time.process_time() - start)
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from wavenet import WaveNet
 
 from audio import Generator, Quantizer, generate
-from audio.generation import draw
+from audio.evaluation.metrics import bits_of_clips, evaluate, table
+from audio.generation.sampling import draw
 from audio.io import write_audio
-from audio.metrics import bits_of_clips, evaluate, table
-from audio.task import build_model
+from audio.models import build_model
 from s4nd.files import write_atomically
 from s4nd.training.checkpoint import find_weights, load_weights, read_metadata
 from s4nd.training.config import load_config

@@ -33,9 +33,9 @@ from common import medians, options, save, setup, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio.backbone import FeedForward, S4Block, S4Options
 from s4nd import GSS, GSSHybrid, Mega, param_groups
 from s4nd.files import write_atomically
+from s4nd.models.sequence import FeedForward, S4Block
 
 Settings = dict[str, str]
 
@@ -58,7 +58,7 @@ def layers(name: str, width: int, settings: Settings) -> list[nn.Module]:
     """The layers of a model, (B, L, width) -> (B, L, width)."""
     depth, chunk, d_state = (int(settings[key]) for key in ('depth', 'chunk', 'd_state'))
     if name == 's4d':
-        return [S4Block(width, S4Options(kernel='s4d')) for _ in range(depth)]
+        return [S4Block(width, mixer_args={'kernel': 's4d'}) for _ in range(depth)]
     if name == 'gss':
         return [Transposed(GSS(width, d_state=d_state)) for _ in range(depth)]
     if name == 'gss-hybrid':

@@ -26,9 +26,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from audio.engine import Engine
-from audio.generation import EagerLoop, draw, load_generator
-from audio.sashimi import SaShiMi
+from audio.generation import load_generator
+from audio.generation.engine import Engine
+from audio.generation.sampling import EagerLoop, draw
+from audio.models.sashimi import SaShiMi
 from s4nd.files import write_atomically
 
 SIZES = {'published': {}, 'small': {'d_model': 16, 'n_layers': 2, 'd_state': 16}}
@@ -38,10 +39,10 @@ STEPS = {'eager': 32, 'compiled': 512}
 RATE = 16000
 FIRST = """
 import sys, time, numpy, torch
-from audio.sashimi import SaShiMi
+from audio import SaShiMi
 model = SaShiMi(8, **{args!r}).eval()
 start = time.perf_counter()
-from audio.engine import Engine
+from audio.generation.engine import Engine
 Engine(model).sample(torch.tensor([128]), numpy.zeros((1, 1)))
 print(time.perf_counter() - start)
 """

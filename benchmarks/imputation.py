@@ -15,6 +15,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -27,20 +28,15 @@ from common import options, save, setup, table
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from audio.datasets import PluckedClips, folder_parts
-from audio.imputation import (
-    SSSDS4,
-    ImputationTask,
-    Imputer,
-    blackout,
-    future,
-    gated_output,
-    impute,
-    random_missing,
-)
+from audio.data.parts import folder_parts
+from audio.data.plucked import PluckedClips
+from s4nd.data import blackout, future, random_missing
+from s4nd.data.series.sets import SeriesData
 from s4nd.files import write_atomically
+from s4nd.models.sssd import SSSDS4, Imputer, gated_output, impute
+from s4nd.tasks.series import SeriesConfig, SeriesEval, SeriesTask
 from s4nd.training.checkpoint import load_weights
-from s4nd.training.config import AudioConfig, EvalConfig, ModelConfig, OptimConfig
+from s4nd.training.config import ModelConfig, OptimConfig
 from s4nd.training.loop import fit
 
 RATE, LENGTH, BATCH = 4000, 256, 16
@@ -66,7 +62,8 @@ DEFAULTS = {
     'small': 'false',
     'out': 'out/imputation',
 }
-SIZE = {'d_model': 24, 'n_layers': 3, 'd_state': 32, 'condition': 128}
+SIZE = {'d_model': 24, 'n_layers': 3, 'condition': 128}
+D_STATE = 32
 
 
 class DilatedBlock(nn.Module):
@@ -89,9 +86,11 @@ class DilatedBlock(nn.Module):
 class DiffWave(Imputer):
     """The skeleton of SSSD-S4 with dilations 1, 2, 4 … 2**(n_layers - 1)."""
 
-    def __init__(self, channels: int, d_model: int, n_layers: int, *, condition: int, predicts: str) -> None:
+    def __init__(
+        self, channels: int, d_model: int, n_layers: int, *, condition: int, diffusion: Mapping[str, Any]
+    ) -> None:
         blocks = (DilatedBlock(channels, d_model, condition, 2**i) for i in range(n_layers))
-        super().__init__(channels, d_model, blocks, condition=condition, predicts=predicts)
+        super().__init__(channels, d_model, blocks, condition=condition, diffusion=diffusion)
 
 
 def matched_width(parameters: int, channels: int, **args: Any) -> int:
@@ -111,12 +110,13 @@ def parameters_of(model: nn.Module) -> int:
 
 def make_model(name: str, chosen: dict[str, str]) -> tuple[Imputer, dict[str, Any]]:
     """A model and its keywords; the DiffWave sees the whole clip and is as large as the SSSD-S4."""
-    predicts = chosen['predicts']
-    args = {**SIZE, 'dt_min': float(chosen['dt_min']), 'dt_max': float(chosen['dt_max']), 'predicts': predicts}
+    diffusion = {'predicts': chosen['predicts']}
+    mixer = {'d_state': D_STATE, 'dt_min': float(chosen['dt_min']), 'dt_max': float(chosen['dt_max'])}
+    args: dict[str, Any] = {**SIZE, 'mixer_args': mixer, 'diffusion': diffusion}
     model = SSSDS4(1, **args)
     if name == 'sssd-s4':
         return model, args
-    args = {'n_layers': round(math.log2(LENGTH)), 'condition': SIZE['condition'], 'predicts': predicts}
+    args = {'n_layers': round(math.log2(LENGTH)), 'condition': SIZE['condition'], 'diffusion': diffusion}
     args['d_model'] = matched_width(parameters_of(model), 1, **args)
     return DiffWave(1, **args), args
 
@@ -157,8 +157,7 @@ def train(
     updates = int(chosen['updates'])
     torch.manual_seed(seed)
     model, args = make_model(name, chosen)
-    task = ImputationTask(parts, list(MASKS.values()), model.diffusion, BATCH, seed=seed)
-    config = AudioConfig(
+    config = SeriesConfig(
         seed=seed,
         epochs=updates,
         max_steps=updates,
@@ -168,8 +167,10 @@ def train(
         optim=OptimConfig(
             lr=float(chosen['lr']), ssm_lr=float(chosen['ssm_lr']), weight_decay=0.0, warmup_epochs=0.2, clip_grad=1.0
         ),
-        eval=EvalConfig(every=updates),
+        data=SeriesData(batch_size=BATCH),
+        eval=SeriesEval(every=updates),
     )
+    task = SeriesTask(config, parts, MASKS)
     start = time.process_time()
     summary = fit(model, task, config, out)
     last = summary['history'][-1]

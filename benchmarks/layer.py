@@ -52,7 +52,7 @@ def measure(shape: tuple[int, ...], rounds: int, device: str) -> dict[str, objec
 
     layer.eval()
     with torch.no_grad():
-        remembered = layer.axis_taps(list(size))
+        remembered = layer.operators(list(size), [1.0] * len(size))
         torch.testing.assert_close(published(layer, x, *remembered), layer(x), atol=1e-4, rtol=1e-4)
         forward = medians(
             {
@@ -68,8 +68,8 @@ def measure(shape: tuple[int, ...], rounds: int, device: str) -> dict[str, objec
         {
             'conv': lambda: conv(signal).backward(weight),
             'ours': lambda: layer(signal).backward(weight),
-            'published': lambda: published(layer, signal, *layer.axis_taps(list(size))).backward(weight),
-            'kernel': lambda: sum(k.sum() for k in layer.axis_taps(list(size))[0]).backward(),
+            'published': lambda: published(layer, signal, *layer.operators(list(size), [1.0] * len(size))).backward(weight),
+            'kernel': lambda: sum(k.sum() for k in layer.operators(list(size), [1.0] * len(size))[0]).backward(),
         },
         rounds,
         device,

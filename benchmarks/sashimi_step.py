@@ -18,9 +18,9 @@ from common import medians, options, peak_memory, save, setup, table
 from torch import Tensor
 
 import s4nd.ops.longconv
-from audio.sashimi import SaShiMi
+from audio.models.sashimi import SaShiMi
 from s4nd.kernels import S4DKernel, S4Kernel
-from s4nd.kernels.base import expand_ssm
+from s4nd.ops import expand_ssm
 
 
 def vandermonde_taps(kernel: S4DKernel, length: int, step: float = 1.0) -> Tensor:
@@ -71,8 +71,8 @@ class Step:
         if not self.published:
             return self._run()
         with (
-            mock.patch.object(S4DKernel, 'forward', vandermonde_taps),
-            mock.patch.object(S4Kernel, 'forward', cauchy_taps),
+            mock.patch.object(S4DKernel, 'taps', vandermonde_taps),
+            mock.patch.object(S4Kernel, 'taps', cauchy_taps),
             mock.patch.object(s4nd.ops.longconv, 'fft_conv', plain_fft),
         ):
             return self._run()

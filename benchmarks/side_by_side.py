@@ -34,7 +34,7 @@ from small_tasks import SETTINGS, Setting
 from torch import Tensor, nn
 
 from s4nd.files import write_atomically
-from s4nd.training.config import ImageConfig, ModelConfig, OptimConfig
+from s4nd.training.config import ModelConfig, OptimConfig, RunConfig
 from s4nd.training.loop import NonFiniteError, fit
 
 DEFAULTS = {
@@ -78,7 +78,7 @@ def train(setting: Setting, name: str, seed: int, updates: int, root: str) -> Re
     model = VARIANTS[name].freeze(setting.model(VARIANTS[name]))
     per_epoch = len(task.train_batches(0))
     epochs = -(-updates // per_epoch)
-    config = ImageConfig(
+    config = RunConfig(
         seed=seed,
         epochs=epochs,
         max_steps=updates,

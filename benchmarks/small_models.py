@@ -11,7 +11,7 @@ import timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio.classifier import WaveBlock, WaveClassifier
+from audio.models.classifier import WaveBlock, WaveClassifier
 from s4nd import S4ND
 from s4nd.kernels import KERNELS
 
@@ -25,7 +25,7 @@ class Variant:
     """A kernel as it enters the comparison.
 
     Attributes:
-        kernel, init, options: of `S4ND` (options: its kernel_options).
+        kernel, init, options: of `S4ND` (options: its kernel_args).
         frozen: parameters of the kernel that stay as they were initialized.
     """
 
@@ -42,7 +42,7 @@ class Variant:
             'init': self.init,
             'd_state': D_STATE,
             'bandlimit': 1.0 if limited else None,
-            'kernel_options': self.options,
+            'kernel_args': self.options,
         }
 
     def freeze(self, model: nn.Module) -> nn.Module:
@@ -77,14 +77,14 @@ VARIANTS: dict[str, Variant] = {
 
 
 class LineModel(nn.Module):
-    """(B, L), or anything that flattens to it -> (B, outputs), or (B, L) where `outputs` is None: one for each sample.
+    """(B, L), or anything that flattens to it -> (B, outputs), or (B, L) where `outputs` is None: one per sample.
 
     A linear map to features, blocks that mix along the line causally with an average pool between them, a norm, the
     mean over the line, a linear map.
 
     Args:
         length: L in training.
-        outputs: classes; None: a value for each sample.
+        outputs: classes; None: a value per sample.
         pool: samples that become one after each block but the last.
         variant: the kernel.
     """

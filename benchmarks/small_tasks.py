@@ -1,6 +1,6 @@
 """The tasks of the side-by-side comparison: what is learned, at which resolutions it is measured, with which model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -10,11 +10,14 @@ from small_models import LineModel, Variant, plane_model, wave_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio.datasets import FolderClips, folder_parts
-from audio.task import ClassificationTask
-from s4nd.data import ImageTask, Splits, load_images
-from s4nd.training.config import EvalConfig, ImageConfig, ImageData
-from s4nd.training.loop import Task
+from audio.data.parts import AudioData, clip_parts
+from audio.tasks import AudioConfig, ClassificationTask
+from s4nd.data import Splits, load_images
+from s4nd.data.images.options import ImageData
+from s4nd.seeds import generator
+from s4nd.tasks import Strided, Task
+from s4nd.tasks.images import ImageConfig, ImageEval, ImageTask
+from s4nd.training.config import ModelConfig, RunConfig
 
 PIXELS, SIDE = 14, 16  # pixels a side, of the line and of the plane
 RATE, SECONDS = 4000, 0.5
@@ -31,7 +34,7 @@ class Setting:
         data: the option that says where the data lie; empty: none is needed.
         updates, batch: of the training.
         shape: of one input.
-        resolutions: half, the same and twice that of training, as the task's `evaluate_at` takes them.
+        resolutions: the points at half, the same and twice the resolution of training.
         model: variant -> model.
         task: (data folder, batch, seed) -> the task.
     """
@@ -41,31 +44,40 @@ class Setting:
     updates: int
     batch: int
     shape: tuple[int, ...]
-    resolutions: Sequence[Any]
+    resolutions: Sequence[str]
     model: Callable[[Variant], nn.Module]
     task: Callable[[str, int, int], Task]
 
 
-class DelayTask:
+class DelayTask(Task):
     """Say what the signal was `DELAY` samples ago: noise below `CYCLES` cycles in the whole, of unit variance.
 
     A signal is a sum of waves in continuous time, so it can be sampled as densely as one likes. What came before its
     beginning is not asked. The score is the share of the variance that is explained, in percent.
     """
 
+    Config = RunConfig
     monitor = f'accuracy@{SAMPLES}'
     maximize = True
-    metadata: dict[str, str] = {}
+    batch_size = 0
 
     def __init__(self, batch_size: int, seed: int) -> None:
-        self.batch_size, self.seed = batch_size, seed
+        super().__init__(RunConfig(seed=seed))
+        self.batch_size = batch_size
 
-    def train_batches(self, epoch: int) -> list[Tensor]:
+    @classmethod
+    def from_config(cls, config: RunConfig) -> 'DelayTask':
+        return cls(1, config.seed)
+
+    def make_model(self, args: Mapping[str, Any]) -> nn.Module:
+        return LineModel(SAMPLES, None, 1, **args)
+
+    def train_batches(self, epoch: int) -> Strided:
         """Fifty batches of coefficients (B, CYCLES, 2)."""
-        return self._draw(50, epoch)
+        return Strided(self._draw(50, epoch))
 
     def _draw(self, count: int, epoch: int) -> list[Tensor]:
-        random = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        random = generator(self.config.seed, epoch)
         return list(torch.randn(count, self.batch_size, CYCLES, 2, generator=random))
 
     def signals(self, waves: Tensor, size: int) -> Tensor:
@@ -82,15 +94,16 @@ class DelayTask:
         return F.mse_loss(model(x)[:, late:], x[:, :-late])
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        return self.evaluate_at(model, device, [SAMPLES])
+        return self.evaluate_at(model, device, [str(SAMPLES)])
 
     @torch.no_grad()
-    def evaluate_at(self, model: nn.Module, device: torch.device, sizes: Sequence[int]) -> dict[str, float]:
+    def evaluate_at(self, model: nn.Module, device: torch.device, points: Sequence[str]) -> dict[str, float]:
         """On sixteen batches that no epoch of training reaches, at every number of samples."""
         batches = [waves.to(device) for waves in self._draw(16, 1_000_002)]
         return {
-            f'accuracy@{size}': 100 * (1 - torch.stack([self._error(model, w, size) for w in batches]).mean().item())
-            for size in sizes
+            f'accuracy@{size}': 100
+            * (1 - torch.stack([self._error(model, w, int(size)) for w in batches]).mean().item())
+            for size in points
         }
 
 
@@ -102,21 +115,22 @@ def _images(root: str) -> Splits:
 def image_task(size: int, root: str, batch_size: int, seed: int) -> ImageTask:
     """Fashion-MNIST at `size` × `size`, `TEST_IMAGES` to evaluate on."""
     data = ImageData(kind='fashion_mnist', root=root, size=size, batch_size=batch_size)
-    return ImageTask(ImageConfig(seed=seed, data=data, eval=EvalConfig(limit=TEST_IMAGES)), _images(root))
+    return ImageTask(ImageConfig(seed=seed, data=data, eval=ImageEval(limit=TEST_IMAGES)), _images(root))
 
 
 def digits_task(root: str, batch_size: int, seed: int) -> ClassificationTask:
     """Spoken digits, `SECONDS` of each at `RATE`."""
-
-    def parts(rate: int) -> dict[str, FolderClips]:
-        samples = round(rate * SECONDS)
-        return folder_parts(root, samples, rate, split='digits', normalize='peak', labels='name', seed=seed)
-
-    return ClassificationTask(parts(RATE), lambda rate: parts(rate)['test'], RATE, batch_size, seed=seed)
+    data = AudioData(
+        kind='digits', root=root, sample_rate=RATE, clip_samples=round(RATE * SECONDS), normalize='peak', labels='name',
+        batch_size=batch_size,
+    )  # fmt: skip
+    # The name of a model of this package: it is given waveforms (B, L).
+    config = AudioConfig(seed=seed, model=ModelConfig('audio_classifier'), data=data)
+    return ClassificationTask(config, clip_parts(data, seed))
 
 
 def _images_setting(
-    title: str, side: int, resolutions: Sequence[Any], model: Callable[[Variant], nn.Module]
+    title: str, side: int, resolutions: Sequence[str], model: Callable[[Variant], nn.Module]
 ) -> Setting:
     return Setting(
         title,
@@ -130,11 +144,15 @@ def _images_setting(
     )
 
 
+def _thrice(size: int) -> list[str]:
+    return [str(size // 2), str(size), str(2 * size)]
+
+
 SETTINGS: dict[str, Setting] = {
     'pixels': _images_setting(
         f'pixels: Fashion-MNIST, {PIXELS} × {PIXELS} as a line of {PIXELS * PIXELS} pixels',
         PIXELS,
-        ((PIXELS, PIXELS // 2), PIXELS, (PIXELS, 2 * PIXELS)),
+        (f'{PIXELS}x{PIXELS // 2}', str(PIXELS), f'{PIXELS}x{2 * PIXELS}'),
         lambda variant: LineModel(PIXELS * PIXELS, 10, 4, variant),
     ),
     'digits': Setting(
@@ -143,7 +161,7 @@ SETTINGS: dict[str, Setting] = {
         updates=200,
         batch=8,
         shape=(round(RATE * SECONDS),),
-        resolutions=(RATE // 2, RATE, 2 * RATE),
+        resolutions=_thrice(RATE),
         model=lambda variant: wave_model(round(RATE * SECONDS), 10, variant),
         task=digits_task,
     ),
@@ -153,14 +171,14 @@ SETTINGS: dict[str, Setting] = {
         updates=150,
         batch=1,
         shape=(SAMPLES,),
-        resolutions=(SAMPLES // 2, SAMPLES, 2 * SAMPLES),
+        resolutions=_thrice(SAMPLES),
         model=lambda variant: LineModel(SAMPLES, None, 1, variant),
         task=lambda _, batch, seed: DelayTask(batch, seed),
     ),
     'images': _images_setting(
         f'images: Fashion-MNIST at {SIDE} × {SIDE} pixels',
         SIDE,
-        (SIDE // 2, SIDE, 2 * SIDE),
+        _thrice(SIDE),
         lambda variant: plane_model(SIDE, 1, 10, variant),
     ),
 }

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from common import peak_memory, save, setup, table
 from PIL import Image
 
-from s4nd.data import MOTIONS, ClipGrid, MovingSet, Splits, VideoTask, fashion_mnist
+from s4nd.data import MOTIONS, ClipGrid, MovingSet, Splits, fashion_mnist
 from s4nd.files import write_atomically
 from s4nd.models import load_checkpoint
+from s4nd.tasks.clips import VideoTask
 from s4nd.training import report
 from s4nd.training.config import load_config
 

@@ -64,7 +64,7 @@ def make_model(name: str) -> nn.Module:
     kind, variant = name.split()
     if kind == 'vis4mer':
         init = 'legs' if variant == 's4d' else None
-        return ViS4merHead(FEATURES, CLASSES, kernel=variant, init=init, proj_drop_rate=0.0)
+        return ViS4merHead(FEATURES, CLASSES, mixer_args={'kernel': variant, 'init': init}, proj_drop_rate=0.0)
     if kind == 'attention':
         model = ViS4merHead(FEATURES, CLASSES)
         model.blocks = nn.Sequential(Positions(), *(AttentionBlock(1024 // 2**i) for i in range(3)))

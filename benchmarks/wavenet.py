@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio.sashimi import order_codes
+from audio.models.sashimi import order_codes
 
 State = dict[str, Tensor]
 

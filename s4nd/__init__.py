@@ -1,11 +1,11 @@
 """S4ND: resolution-agnostic state-space models for images, video and audio. Importing it registers the timm models."""
 
 from s4nd import hippo, kernels, layers, models, ops, resolution
+from s4nd.interop import load_published, load_timm_weights
 from s4nd.kernels import make_kernel
-from s4nd.layers import GSS, S4, S4ND, S5, GSSHybrid, LiquidS4, LocalAttention, Mega
-from s4nd.models import inflate, load_timm_weights
+from s4nd.layers import GSS, S4, S4ND, S5, GSSHybrid, LiquidS4, LocalAttention, Mega, forget
+from s4nd.models import inflate
 from s4nd.optim import param_groups, ssm_parameter_patterns
-from s4nd.published import load_published
 
 __version__ = '0.1.0'
 
@@ -18,6 +18,7 @@ __all__ = [
     'LiquidS4',
     'LocalAttention',
     'Mega',
+    'forget',
     'hippo',
     'inflate',
     'kernels',

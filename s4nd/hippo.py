@@ -102,6 +102,23 @@ def nplr(measure: str, d_state: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return w, P.to(adjoint) @ adjoint.T, adjoint @ B.to(adjoint), vectors
 
 
+def random_nplr(d_state: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A random system in the form of `nplr`, without memory by design (the ablation of S4, arXiv 2111.00396, 4.4).
+
+    Re w = -1/2; Im w are eigenvalues of a skew matrix of Gaussian entries, over √N; P and B are complex normal with
+    unit variance.
+
+    Returns:
+        w (n,), P (1, n), B (n,), complex128.
+    """
+    place = {'dtype': torch.float64, 'device': _CPU}
+    noise = torch.randn(d_state, d_state, **place)
+    skew = (noise - noise.T) / (2 * d_state) ** 0.5
+    frequency = torch.linalg.eigvalsh(torch.complex(torch.zeros_like(skew), -skew))[: d_state // 2]
+    P, B = torch.complex(*torch.randn(2, 2, d_state // 2, **place).mul_(0.5**0.5))
+    return torch.complex(torch.full_like(frequency, -0.5), frequency), P[None], B
+
+
 def diagonal(init: str, modes: int) -> tuple[Tensor, Tensor]:
     """Diagonal initializations of S4D (arXiv 2206.11893, equations 8 and 9), for N = 2 * modes.
 

@@ -5,6 +5,7 @@ State-space parameters (dt, A, B, P) train at their own learning rate without we
 rebuilds.
 """
 
+import re
 from fnmatch import fnmatch
 
 from torch import nn
@@ -13,6 +14,10 @@ from s4nd.kernels import Kernel
 from s4nd.layers.s5 import S5
 
 SSM_NAMES = ('log_dt', 'log_A_real', 'A_real', 'A_imag', 'log_A_imag', 'A', 'B', 'P')
+
+
+# What torch calls a parameter that is parametrized (parametrizations.P.original0), pruned (P_orig) or weight-normed.
+_REPARAMETRIZED = re.compile(r'^(?:parametrizations\.)?(\w+?)(?:\.original\d*|_orig|_g|_v)?$')
 
 
 def param_groups(
@@ -70,7 +75,10 @@ def _pattern(name: str) -> str:
 
 
 def _ssm_names(model: nn.Module) -> set[str]:
-    holders = [name for name, module in model.named_modules() if isinstance(module, Kernel | S5)]
-    return {f'{prefix}.{leaf}'.lstrip('.') for prefix in holders for leaf in SSM_NAMES} & dict(
-        model.named_parameters()
-    ).keys()
+    holders = tuple(f'{name}.' if name else '' for name, m in model.named_modules() if isinstance(m, Kernel | S5))
+    return {
+        name
+        for name, _ in model.named_parameters()
+        for holder in holders
+        if name.startswith(holder) and _REPARAMETRIZED.sub(r'\1', name.removeprefix(holder)) in SSM_NAMES
+    }

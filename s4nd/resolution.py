@@ -4,14 +4,20 @@ A layer trained on `grid` samples an axis that then holds `size` samples uses it
 """
 
 import math
+import re
+import sys
 import warnings
+from typing import Any
 
 import torch
+from torch import Tensor
+
+Size = tuple[int, int]  # height, width in pixels
 
 
-def axis_step(grid: list[int], axis: int, size: int) -> float:
-    """Step of one axis that holds `size` samples, and grid[axis] in training; 1 where the grid is empty (unknown)."""
-    return grid[axis] / size if len(grid) > 0 else 1.0
+def axis_steps(grid: list[int], size: list[int]) -> list[float]:
+    """Step of each axis that holds size[axis] samples, and grid[axis] in training; 1 where the grid is unknown ([])."""
+    return [grid[axis] / size[axis] if len(grid) > 0 else 1.0 for axis in range(len(size))]
 
 
 def check_grid(grid: tuple[int, ...]) -> None:
@@ -20,12 +26,64 @@ def check_grid(grid: tuple[int, ...]) -> None:
         raise ValueError(f'grid must hold 1 to 3 sizes of at least 1 each, got {grid}')
 
 
-def warn_if_aliased(axis: int, bandlimit: float, step: float) -> None:
-    """Warn when modes kept on the training grid are above the Nyquist limit of a coarser one (α · step > 1)."""
-    aliased = step > 1 and bandlimit < math.inf and bandlimit * step > 1 + 1e-6
-    if aliased and not torch.compiler.is_compiling():
+def warn_if_aliased(bandlimit: float, step: float) -> None:
+    """Warn, at the user's line, when modes kept on the training grid are above the Nyquist limit of a coarser one."""
+    if step > 1 and bandlimit < math.inf and bandlimit * step > 1 + 1e-6:
         warnings.warn(
-            f'axis {axis}: bandlimit {bandlimit:g} against the training grid exceeds the Nyquist limit of a grid '
-            f'{step:g} times coarser; the finest modes alias (a bandlimit of {1 / step:g} would not)',
-            stacklevel=3,
+            f'bandlimit {bandlimit:g} against the training grid exceeds the Nyquist limit of a grid {step:g} times '
+            f'coarser; the finest modes alias (a bandlimit of {1 / step:g} would not)',
+            stacklevel=user_stacklevel(),
         )
+
+
+def user_stacklevel() -> int:
+    """The stacklevel, for a warning given by the caller, of the first frame outside this package and torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and frame.f_globals.get('__name__', '').split('.')[0] in ('s4nd', 'audio', 'torch', 'timm'):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def area_weights(source: int, size: int, like: Tensor | None = None) -> Tensor:
+    """The matrix (size, source) that averages a line of `source` samples over `size` equal cells, exactly.
+
+    A sample that lies in several cells counts in each with the part that lies there, so any ratio is exact, not only
+    whole ones; each row sums to 1. It has the device and dtype of `like`; without one it is float64, on the CPU.
+    """
+    device = torch.device('cpu') if like is None else like.device
+    dtype = torch.float64 if like is None else like.dtype
+    # In units of 1 / (source · size) of the extent, all edges are whole numbers.
+    cells = torch.arange(size, device=device)[:, None] * source
+    samples = torch.arange(source, device=device) * size
+    overlap = torch.minimum(cells + source, samples + size) - torch.maximum(cells, samples)
+    return overlap.clamp(min=0).to(dtype) / source
+
+
+def area_resize(x: Tensor, sizes: list[int]) -> Tensor:
+    """Average the last axes of x, as many as there are `sizes`, over that many equal cells each, exactly.
+
+    An axis with fewer samples than cells repeats them: a cell holds the value of the samples that it lies in.
+    """
+    for axis in range(len(sizes)):
+        dim = x.dim() - len(sizes) + axis
+        if x.shape[dim] != sizes[axis]:
+            weights = area_weights(x.shape[dim], sizes[axis], x)
+            x = torch.matmul(x.transpose(dim, -1), weights.transpose(0, 1)).transpose(dim, -1)
+    return x
+
+
+def parse_size(value: Any) -> Size:
+    """16, '16', '24x40' or (24, 40) -> (height, width). Raises ValueError for anything else, and for sizes below 1."""
+    if isinstance(value, (tuple, list)):
+        value = 'x'.join(map(str, value))
+    match = re.fullmatch(r'(\d+)(?:x(\d+))?', str(value))
+    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if min(size) < 1 or isinstance(value, bool):
+        raise ValueError(f"expected a size of at least 1, such as 16, or 24x40 (height x width), got '{value}'")
+    return size
+
+
+def size_name(size: Size) -> str:
+    """'16' for a square, '24x40' otherwise: what parse_size reads."""
+    height, width = size
+    return str(height) if height == width else f'{height}x{width}'

@@ -1,25 +1,55 @@
-"""The key=value words of a command, read into a dataclass of its options."""
+"""The words of a command line: key=value, --key value and --key=value mean the same."""
 
+from __future__ import annotations
+
+import re
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from s4nd.options import check_values, option_names
+
+__all__ = ['parse_words', 'split_words']
+
 Options = TypeVar('Options')
 
+_PAIR = re.compile(r'[\w.]+=')
 
-def parse_words(schema: type[Options], words: Sequence[str]) -> Options:
-    """`schema` filled from key=value words; options without a default are MISSING in it.
+
+def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Command-line arguments -> (arguments without a key, key=value words).
+
+    '--key value' and '--key=value' become 'key=value'; '--key' before another option, or at the end, is 'key=true'.
+    Dashes within a key are read as underscores.
+    """
+    plain: list[str] = []
+    words: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith('--'):
+            (words if _PAIR.match(argument) else plain).append(argument)
+            continue
+        key, separator, value = argument[2:].partition('=')
+        if not separator:
+            follows = bool(rest) and not rest[0].startswith('--') and not _PAIR.match(rest[0])
+            value = rest.pop(0) if follows else 'true'
+        words.append(f'{key.replace("-", "_")}={value}')
+    return plain, words
+
+
+def parse_words(schema: type[Options], arguments: Sequence[str]) -> Options:
+    """`schema` filled from the words of a command; options without a default are MISSING in it.
 
     Raises:
         ValueError: naming the word that is unknown or of the wrong type, or the options that must be given.
     """
-    known = [field.name for field in fields(schema)]
-    for word in words:
-        key = word.partition('=')[0]
-        if '=' not in word or key not in known:
+    known = list(option_names(schema))
+    plain, words = split_words(arguments)
+    for word in [*plain, *words]:
+        if word in plain or word.partition('=')[0] not in known:
             raise ValueError(f'{word!r}: expected key=value with one of {", ".join(known)}')
     try:
         # As text: YAML would read a class called `yes` as true.
@@ -29,4 +59,6 @@ def parse_words(schema: type[Options], words: Sequence[str]) -> Options:
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ValueError(f'{", ".join(missing)} must be given ({" ".join(f"{key}=…" for key in missing)})')
-    return OmegaConf.to_object(merged)
+    filled: Any = OmegaConf.to_object(merged)
+    check_values(filled)
+    return filled

@@ -243,15 +243,38 @@ def rotary_bias(i: int, j: int, alpha: Tensor, beta: Tensor) -> Tensor:
     return total
 
 
-def chunked_attention(q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, chunk: int, causal: bool) -> Tensor:
-    """Query by query, over the keys of its own chunk: q, k (L, E), v (L, V), α, β (E', 2) -> (L, V)."""
+def attention_weight(score: Tensor, kind: str) -> Tensor:
+    """What an unnormalized attention makes of a score, with the decimals of Mega's code."""
+    if kind == 'relu2':
+        return score.clamp(min=0) ** 2
+    return (1 + torch.erf((score - 0.707107) / (0.282095 * math.sqrt(2)))) / 2
+
+
+def chunked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Callable[[int, int], Tensor],
+    chunk: int,
+    causal: bool,
+    kind: str = 'softmax',
+    padding: Sequence[bool] | None = None,
+) -> Tensor:
+    """Query by query, over the keys of its own chunk: q, k (L, E), v (L, V), bias(i, j) -> (L, V)."""
     rows = []
     for i in range(len(q)):
         first = i // chunk * chunk
-        keys = range(first, i + 1 if causal else min(first + chunk, len(q)))
-        logits = [q[i] @ k[j] / math.sqrt(q.shape[1]) + rotary_bias(i, j, alpha, beta) for j in keys]
-        weights = torch.stack(logits).exp()
-        rows.append(sum(w * v[j] for w, j in zip(weights / weights.sum(), keys, strict=True)))
+        whole = range(first, min(first + chunk, len(q)))
+        open_keys = [j for j in whole if padding is None or not padding[j]]
+        keys = [j for j in (whole if kind == 'softmax' and not open_keys else open_keys) if j <= i or not causal]
+        if kind == 'softmax':
+            weights = torch.stack([q[i] @ k[j] / math.sqrt(q.shape[1]) + bias(i - first, j - first) for j in keys]).exp()
+            rows.append(sum(w * v[j] for w, j in zip(weights / weights.sum(), keys, strict=True)))
+            continue
+        count = i - first + 1 if causal else max(1, len(open_keys))
+        scores = [q[i] @ k[j] / count + bias(i - first, j - first) for j in keys]
+        total = sum(attention_weight(s, kind) * v[j] for s, j in zip(scores, keys, strict=True))
+        rows.append(total + torch.zeros_like(v[i]))
     return torch.stack(rows)
 
 
@@ -274,12 +297,19 @@ def gss(x: Tensor, p: dict[str, Tensor]) -> Tensor:
     return torch.stack(rows)
 
 
-def mega(x: Tensor, p: dict[str, Tensor], chunk: int, bidirectional: bool) -> Tensor:
+def mega(x: Tensor, p: dict[str, Tensor], chunk: int, bidirectional: bool, kind: str = 'softmax') -> Tensor:
     """The Mega layer by its equations, averages sample by sample: x (L, C), its parameters by name -> (L, C)."""
+
+    def bias(i: int, j: int) -> Tensor:
+        if 'attention.bias.weight' in p:
+            table = p['attention.bias.weight'][0]
+            return table[len(table) // 2 + j - i]
+        return rotary_bias(i, j, p['attention.bias.alpha'][0], p['attention.bias.beta'][0])
+
     width, d_value, d_key = x.shape[1], p['hidden.weight'].shape[1], p['scale'].shape[1]
-    decay = 1 - torch.sigmoid(p['kernel.alpha']) * torch.sigmoid(p['kernel.delta'])  # (C or 2C, N)
-    gain = torch.sigmoid(p['kernel.alpha']) * p['kernel.beta']
-    readout = p['kernel.gamma'][0] / math.sqrt(decay.shape[1])
+    decay = 1 - torch.sigmoid(p['average.kernel.alpha']) * torch.sigmoid(p['average.kernel.delta'])  # (C or 2C, N)
+    gain = torch.sigmoid(p['average.kernel.alpha']) * p['average.kernel.beta']
+    readout = p['average.kernel.gamma'][0] / math.sqrt(decay.shape[1])
 
     def silu(t: Tensor) -> Tensor:
         return t / (1 + torch.exp(-t))
@@ -293,16 +323,15 @@ def mega(x: Tensor, p: dict[str, Tensor], chunk: int, bidirectional: bool) -> Te
 
     u = layer_norm(x, p['norm.weight'], p['norm.bias'])
     average = averages(u, slice(0, width))
-    if bidirectional:  # what comes later, without the present sample
-        ahead = slice(width, 2 * width)
-        average = average + averages(u.flip(0), ahead).flip(0) - (readout * gain)[ahead].sum(-1) * u
-    average = silu(average + p['omega'] * u)
+    if bidirectional:  # both sides count the present sample
+        average = average + averages(u.flip(0), slice(width, 2 * width)).flip(0)
+    average = silu(average + p['average.omega'] * u)
     gates = average @ p['gates.weight'].T + p['gates.bias']
     z, reset, update, h = gates.split([d_key, d_value, width, width], -1)
     q, k = (silu(z) * p['scale'][i] + p['shift'][i] for i in range(2))
     v = silu(u @ p['value.weight'].T + p['value.bias'])
-    o = chunked_attention(q, k, v, p['bias.alpha'][0], p['bias.beta'][0], chunk, not bidirectional)
-    h = silu(h + (silu(reset) * o) @ p['hidden.weight'].T)
+    o = chunked_attention(q, k, v, bias, chunk, not bidirectional, kind)
+    h = silu(h + (silu(reset) * o) @ p['hidden.weight'].T + p['hidden.bias'])
     return x + torch.sigmoid(update) * (h - x)
 
 
@@ -351,15 +380,29 @@ def diagonal_states(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(states, -2)
 
 
-def s5(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, step: float = 1.0) -> Tensor:
-    """S5 sample by sample, zero-order hold: u (H, L), dt and A (n,), B (n, H), C (H, n) complex, D (H,) -> (H, L)."""
-    A_bar = torch.exp(A * dt * step)
-    B_bar = ((A_bar - 1) / A)[:, None] * B
+def s5(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, step: float | Tensor = 1.0, rule: str = 'zoh'
+) -> Tensor:
+    """S5 sample by sample: u (H, L), dt and A (n,), B (n, H), C (H, n) complex, D (H,), one step or (L,) -> (H, L)."""
     x, outputs = torch.zeros_like(A), []
-    for u_k in u.T:
-        x = A_bar * x + B_bar @ u_k.to(A)
+    for k, u_k in enumerate(u.T):
+        h = dt * (step[k] if isinstance(step, Tensor) else step)
+        if rule == 'zoh':
+            A_bar, gain = torch.exp(A * h), (torch.exp(A * h) - 1) / A
+        else:
+            A_bar, gain = (1 + A * h / 2) / (1 - A * h / 2), h / (1 - A * h / 2)
+        x = A_bar * x + gain * (B @ u_k.to(A))
         outputs.append(2 * (C @ x).real + D * u_k)
     return torch.stack(outputs, -1)
+
+
+def published_two_sided_s5(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, step: float | Tensor = 1.0, rule: str = 'zoh'
+) -> Tensor:
+    """Two scans that both count the present sample, C (2, H, n): (H, L) -> (H, L)."""
+    turned = step.flip(0) if isinstance(step, Tensor) else step
+    back = s5(u.flip(1), dt, A, B, C[1], torch.zeros_like(D), turned, rule).flip(1)
+    return s5(u, dt, A, B, C[0], D, step, rule) + back
 
 
 def two_sided_s5(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, step: float = 1.0) -> Tensor:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import train
-from s4nd import evaluate
+from s4nd import evaluate, train
 from s4nd.training.checkpoint import CheckpointError
 from s4nd.training.config import ConfigError
+from tests.data.clips.test_named import write_fashion
 
 CONFIG = """
 model: {name: s4nd_isotropic_mini, args: {dim: 8, depths: [1, 1, 1], d_state: 4, bandlimit: 0.5}}
@@ -34,7 +34,7 @@ def test_a_run_is_evaluated_at_every_size_as_train_py_does_it(
     report = evaluate.main([f'checkpoint={trained}', 'sizes=[6x10,8,16,10x6]', f'out={tmp_path}'])
     written = json.loads((trained / 'report.json').read_text())
     assert report['results'].items() >= written['results'].items() and 'accuracy@6x10' in written['results']
-    names = ['6x10', '8', '16', '10x6']
+    names = ['6x10', '8', '10x6', '16']
     assert set(report['results']) == {f'{metric}@{n}' for metric in ('accuracy', 'cross_entropy') for n in names}
     assert list(report['milliseconds']) == names and min(report['milliseconds'].values()) > 0
     assert json.loads((tmp_path / 'evaluation.json').read_text()) == report
@@ -42,7 +42,7 @@ def test_a_run_is_evaluated_at_every_size_as_train_py_does_it(
     assert table in capsys.readouterr().out
     lines = table.splitlines()
     assert lines[0].split()[-4:] == ['accuracy@6x10', 'accuracy@10x6', 'accuracy@8', 'accuracy@16']
-    assert '*' in lines[2].split()[-2] and lines[3].split()[:3] == ['ms', 'an', 'image']
+    assert '*' in lines[2].split()[-2] and lines[3].split()[:3] == ['ms', 'per', 'input']
     with Image.open(tmp_path / 'evaluation.png') as picture:
         assert picture.size == (700, 450)
 
@@ -84,3 +84,38 @@ def test_images_of_other_classes_are_refused(trained: Path, tmp_path: Path) -> N
     words = ['data.kind=folder', f'data.root={tmp_path}', 'data.cache=null']
     with pytest.raises(CheckpointError, match='tells 10 classes apart, the data are of 3'):
         evaluate.main([f'checkpoint={trained}', *words])
+
+
+def test_clips_are_measured_at_sizes_and_frame_rates_also_from_weights_alone(tmp_path: Path) -> None:
+    write_fashion(tmp_path / 'fashion')
+    (tmp_path / 'clips.yaml').write_text("""
+task: video
+model: {name: s4nd_isotropic3d_mini, args: {dim: 8, depths: [1, 1, 1], d_state: 4, patch: 2}}
+data: {kind: moving, size: 8, frame_rate: 4, seconds: 1, batch_size: 6, train_count: 6, test_count: 6}
+max_steps: 1
+device: cpu
+""")
+    root = f'data.root={tmp_path / "fashion"}'
+    train.main([str(tmp_path / 'clips.yaml'), root, f'out={tmp_path / "run"}'])
+    report = evaluate.main([f'checkpoint={tmp_path / "run"}', 'sizes=[8,16]', 'frame_rates=[2,4]'])
+    assert list(report['milliseconds']) == ['8', '16', '2fps', '4fps']
+    assert report['axes']['frame_rate'] == {'unit': 'frames per second', 'trained': '4fps', 'points': ['2fps', '4fps']}
+    alone = shutil.copy(tmp_path / 'run' / 'last.safetensors', tmp_path / 'weights.safetensors')
+    words = [root, 'data.seconds=1', 'data.test_count=6', 'data.train_count=6', 'device=cpu', 'frame_rates=[2]']
+    again = evaluate.main([f'checkpoint={alone}', *words])
+    assert again['results'].items() <= report['results'].items() and set(again['milliseconds']) == {'8', '2fps'}
+
+
+def test_series_have_metrics_and_no_points(tmp_path: Path) -> None:
+    (tmp_path / 'series.yaml').write_text("""
+task: series
+model: {name: sssd_s4, args: {d_model: 4, n_layers: 1, condition: 4, mixer_args: {d_state: 4}, diffusion: {steps: 8}}}
+data: {length: 32, train_count: 32, test_count: 4}
+eval: {samples: 1}
+max_steps: 1
+device: cpu
+""")
+    trained = train.main([str(tmp_path / 'series.yaml'), f'out={tmp_path / "run"}'])
+    report = evaluate.main([f'checkpoint={tmp_path / "run"}'])
+    assert report['results'] == trained['results'] and report['axes'] == {} and 'milliseconds' not in report
+    assert set(report['results']) == {'val_loss', 'test_loss', 'mse_random:0.5', 'mse_gap:16', 'mse_forecast:16'}

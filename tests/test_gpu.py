@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s4nd import S4, S4ND
-from s4nd.kernels import KERNELS
+from s4nd.kernels import KERNELS, RecurrentKernel
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
 
@@ -37,7 +37,7 @@ def test_autocast(dtype: torch.dtype) -> None:
         torch.testing.assert_close(layer(x), layer.cpu()(x.cpu()).cuda(), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize('kernel', [name for name in KERNELS if KERNELS[name].has_recurrence])
+@pytest.mark.parametrize('kernel', [name for name in KERNELS if issubclass(KERNELS[name], RecurrentKernel)])
 def test_streaming(kernel: str) -> None:
     layer = S4(4, kernel=kernel, d_state=16).cuda()
     x = torch.randn(2, 4, 50, device='cuda')

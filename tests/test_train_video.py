@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train
+from s4nd import train
 from s4nd.models import load_checkpoint
+from s4nd.tasks.clips import VideoConfig, VideoTask
+from s4nd.tasks.images import ImageConfig
 from s4nd.training.checkpoint import CheckpointError, read_metadata
-from s4nd.training.config import ConfigError, ImageConfig, VideoConfig, load_config
-from tests.data.test_video_files import write_frames
-from tests.data.test_video_named import write_fashion
+from s4nd.training.config import ConfigError, load_config
+from tests.data.clips.test_files import write_frames
+from tests.data.clips.test_named import write_fashion
 
 CONFIG = """
 task: video
@@ -45,7 +47,7 @@ def test_a_run_is_evaluated_across_sizes_and_frame_rates(
     names = ['8', '16', '2fps', '4fps', '8fps']
     assert list(report['results']) == [f'{metric}@{name}' for name in names for metric in ('accuracy', 'cross_entropy')]
     assert report['results']['accuracy@8'] == report['results']['accuracy@4fps']
-    assert report['size'] == '8' and report['frame_rate'] == '4fps'
+    assert {name: axis['trained'] for name, axis in report['axes'].items()} == {'size': '8', 'frame_rate': '4fps'}
     assert report['short_clips'] == report['skipped_files'] == {'count': 0, 'first': []}
     assert json.loads((tmp_path / 'run' / 'report.json').read_text())['results'] == report['results']
     assert (tmp_path / 'run' / 'report.png').is_file()
@@ -57,7 +59,7 @@ def test_a_run_is_evaluated_across_sizes_and_frame_rates(
 
 def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run()
-    epochs = train.VideoTask.train_batches
+    epochs = VideoTask.train_batches
 
     def stop(self, epoch: int):
         if epoch == 1:
@@ -65,7 +67,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path: Path, monkey
         return epochs(self, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.VideoTask, 'train_batches', stop)
+        patch.setattr(VideoTask, 'train_batches', stop)
         with pytest.raises(KeyboardInterrupt):
             run(out='parts')
     resumed = train.main([str(tmp_path / 'parts' / 'config.yaml'), 'resume=true'])
@@ -84,13 +86,13 @@ def test_a_checkpoint_is_evaluated_and_trained_further_on_other_grids(run, tmp_p
     }
     assert again['results'].items() <= report['results'].items()
     assert load_checkpoint(weights).num_frames == 4
-    # Twice the frame rate and size: re-anchored, the function stays what it was there.
+    # Training goes on at twice the frame rate and size; the layers keep the grid that the weights were trained on.
     grid = ['data.size=16', 'data.frame_rate=8', 'eval.sizes=[16]', 'eval.frame_rates=[]']
     both = run(f'checkpoint={weights}', 'optim.lr=0', 'max_steps=1', *grid, out='finer')
     before = train.main([*given, *grid, f'out={tmp_path / "f"}'])
     assert both['results']['cross_entropy@16'] == pytest.approx(before['results']['cross_entropy@16'], rel=1e-4)
     assert (
-        load_checkpoint(tmp_path / 'finer').num_frames == 8
+        load_checkpoint(tmp_path / 'finer').num_frames == 4
         and read_metadata(tmp_path / 'finer' / 'last.safetensors')['frame_rate'] == '8fps'
     )
 
@@ -122,8 +124,8 @@ device: cpu
     ]
     still = ['optim.lr=0', 'optim.ssm_lr=0', 'epochs=1', f'out={tmp_path / "still"}']
     report = train.main([*words, *still])
-    image, video = load_checkpoint(tmp_path / 'images', img_size=8), load_checkpoint(tmp_path / 'still')
-    assert video.num_frames == 4 and video.img_size == (8, 8) and video.num_classes == 12
+    image, video = load_checkpoint(tmp_path / 'images'), load_checkpoint(tmp_path / 'still')
+    assert video.num_frames == 4 and video.img_size == (16, 16) and video.num_classes == 12
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         expected, got = image.forward_features(x), video.forward_features(x[:, :, None].expand(-1, -1, 4, -1, -1))

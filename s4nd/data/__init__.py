@@ -1,17 +1,19 @@
-"""Images and clips at a chosen resolution, and the embedded procedural sets."""
+"""Images, clips and series at a chosen resolution, and the embedded procedural sets."""
 
-from s4nd.data.batches import Batches
-from s4nd.data.image_set import NORMALIZATION, DataError, ImageSet, PixelSet, Splits
-from s4nd.data.image_task import ImageTask
-from s4nd.data.moving import MOTIONS, MovingSet
-from s4nd.data.named import fashion_mnist, load_images
-from s4nd.data.resample import area_weights, resize
-from s4nd.data.shapes import ShapeSet
-from s4nd.data.video_files import ClipError, read_clip
-from s4nd.data.video_grid import ClipGrid
-from s4nd.data.video_named import load_video
-from s4nd.data.video_set import ClipFiles
-from s4nd.data.video_task import VideoTask
+from s4nd.data.clips.files import ClipError, read_clip
+from s4nd.data.clips.grid import ClipGrid
+from s4nd.data.clips.named import load_video
+from s4nd.data.clips.sets import ClipFiles
+from s4nd.data.images.batches import Batches
+from s4nd.data.images.named import fashion_mnist, load_images
+from s4nd.data.images.resize import resize
+from s4nd.data.images.sets import ImageSet, PixelSet
+from s4nd.data.labeled import NORMALIZATION, DataError, Splits
+from s4nd.data.series.masks import blackout, future, random_missing
+from s4nd.data.series.sets import load_series
+from s4nd.data.synthetic.moving import MOTIONS, MovingSet
+from s4nd.data.synthetic.shapes import ShapeSet
+from s4nd.resolution import area_weights
 
 __all__ = [
     'MOTIONS',
@@ -22,16 +24,18 @@ __all__ = [
     'ClipGrid',
     'DataError',
     'ImageSet',
-    'ImageTask',
     'MovingSet',
     'PixelSet',
     'ShapeSet',
     'Splits',
-    'VideoTask',
     'area_weights',
+    'blackout',
     'fashion_mnist',
+    'future',
     'load_images',
+    'load_series',
     'load_video',
+    'random_missing',
     'read_clip',
     'resize',
 ]

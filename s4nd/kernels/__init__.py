@@ -2,14 +2,16 @@
 
 import inspect
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from s4nd.kernels.base import Kernel
+from s4nd.kernels.base import Kernel, RecurrentKernel
 from s4nd.kernels.ckconv import CKConvKernel
 from s4nd.kernels.diagonal import S4DKernel
 from s4nd.kernels.dplr import S4Kernel
-from s4nd.kernels.dss import DSSExpKernel, DSSSoftmaxKernel
+from s4nd.kernels.dss import DSSExpKernel, DSSSoftmaxKernel, GSSKernel
 from s4nd.kernels.ema import EMAKernel
 from s4nd.kernels.lmu import LMUKernel
 from s4nd.kernels.lssl import LSSLKernel
@@ -33,9 +35,11 @@ __all__ = [
     'DSSExpKernel',
     'DSSSoftmaxKernel',
     'EMAKernel',
+    'GSSKernel',
     'Kernel',
     'LMUKernel',
     'LSSLKernel',
+    'RecurrentKernel',
     'S4DKernel',
     'S4Kernel',
     'SGConvKernel',
@@ -52,10 +56,9 @@ def make_kernel(
     init: str | None = None,
     dt_min: float = 1e-3,
     dt_max: float = 1e-1,
-    n_ssm: int | None = None,
     bandlimit: float | None = None,
     length: float = math.inf,
-    options: dict | None = None,
+    args: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Kernel:
@@ -65,27 +68,34 @@ def make_kernel(
         name: a key of KERNELS.
         init: None is the kernel's own default.
         length: of the axis in samples of the training grid, for kernels that span it; infinite: not known.
-        options: further keywords of that kernel's class (such as {'discretization': 'bilinear'} or {'rank': 2}), or a
-            length where the layer knows none.
+        args: further keywords of that kernel's class (such as {'discretization': 'bilinear'} or {'n_ssm': 2}).
         The rest: see the kernel classes. A class that has no use for d_state, dt_min, dt_max or length is not given it.
 
     Raises:
-        ValueError: for an unknown name or option, an init, n_ssm or bandlimit given to a kernel that has none, and
-            whatever the kernel's class raises.
+        ValueError: for an unknown name or keyword, an init or bandlimit given to a kernel that has none, and whatever
+            the kernel's class raises.
     """
     if name not in KERNELS:
         raise ValueError(f"unknown kernel '{name}': expected one of {', '.join(KERNELS)}")
-    cls = KERNELS[name]
-    accepted = set(inspect.signature(cls.__init__).parameters) - {'self', 'd_model', 'device', 'dtype'}
-    chosen: dict = {'init': init, 'n_ssm': n_ssm, 'bandlimit': bandlimit}
-    chosen = {key: value for key, value in chosen.items() if value is not None}
-    for key, value in chosen.items():
-        if key not in accepted:
+    known = kernel_keywords(name)
+    common = {'channels': channels, 'd_state': d_state, 'dt_min': dt_min, 'dt_max': dt_max, 'length': length}
+    given = {key: value for key, value in common.items() if key in known}
+    for key, value in (('init', init), ('bandlimit', bandlimit)):
+        if value is not None and key not in known:
             raise ValueError(f"kernel '{name}' has no {key}: expected None, got {value!r}")
-    common = {'channels': channels, 'd_state': d_state, 'dt_min': dt_min, 'dt_max': dt_max}
-    own = accepted - {'init', 'n_ssm', 'bandlimit', *common}
-    unknown = set(options or {}) - own
+        if value is not None:
+            given[key] = value
+    unknown = sorted(set(args or {}) - set(own_keywords(name)))
     if unknown:
-        raise ValueError(f"kernel '{name}' has no option {sorted(unknown)}: expected some of {sorted(own)}")
-    given = {key: value for key, value in {**common, 'length': length}.items() if key in accepted}
-    return cls(d_model, **{**given, **chosen, **(options or {})}, device=device, dtype=dtype)
+        raise ValueError(f"kernel '{name}' has no option {unknown}: expected some of {own_keywords(name)}")
+    return KERNELS[name](d_model, **{**given, **(args or {})}, device=device, dtype=dtype)
+
+
+def kernel_keywords(name: str) -> set[str]:
+    """All keywords of a kernel's class beside d_model, device and dtype."""
+    return set(inspect.signature(KERNELS[name].__init__).parameters) - {'self', 'd_model', 'device', 'dtype'}
+
+
+def own_keywords(name: str) -> list[str]:
+    """The keywords that `make_kernel` takes in `args`: those that not every kernel and layer has."""
+    return sorted(kernel_keywords(name) - {'channels', 'd_state', 'init', 'dt_min', 'dt_max', 'bandlimit'})

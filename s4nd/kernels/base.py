@@ -1,12 +1,22 @@
 """What every kernel is: parameters -> taps, and where it has a recurrence, the one-step form.
 
-Shape legend: H = d_model, S = n_ssm, n = stored modes, c = channels, L = length, r = rank of P.
+Kernel                 taps at any length and step
+└─ RecurrentKernel     … and a state: init_state, system, advance
+Timescale              a part of those whose time is counted by log_dt: range of dt, band limit
+RealPart               a part of those with modes: log_A_real or A_real
+
+Shape legend: H = d_model, S = n_ssm, n = stored modes, c = channels, L = length, N = d_state.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from s4nd.ops import at_least_float32, expand_ssm, pair_cells, wide
+
+State = dict[str, Tensor]
 
 
 class Kernel(nn.Module):
@@ -15,8 +25,6 @@ class Kernel(nn.Module):
     `kernel(length, step)` gives the taps at lags 0, step, 2·step, … of the training grid, (channels, d_model, length)
     in float32 (float64 in a float64 module). Evaluation changes nothing in the kernel.
     """
-
-    has_recurrence: bool = False
 
     def __init__(self, d_model: int, channels: int) -> None:
         super().__init__()
@@ -27,105 +35,182 @@ class Kernel(nn.Module):
         self.d_model = d_model
         self.channels = channels
 
-    def forward(self, length: int, step: float = 1.0) -> Tensor:
+    def forward(self, length: int, step: float = 1.0, cells: bool = False) -> Tensor:
+        """Evaluate the taps, (channels, d_model, length).
+
+        Args:
+            length: number of taps, at least 1.
+            step: their spacing in samples of the training grid, positive and finite.
+            cells: centered taps of one side: entry l is the mean of the kernel over [l - ½, l + ½] steps, entry 0 the
+                part of it that lies on this side.
+
+        Raises:
+            ValueError: for a length or step out of range.
+        """
+        check_length_and_step(length, step)
+        return self.cells(length, step) if cells else self.taps(length, step)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'Kernel':
+        super()._apply(flat(fn), recurse)
+        return self
+
+    def taps(self, length: int, step: float) -> Tensor:
+        """Evaluate point taps; called by `forward` with checked arguments."""
         raise NotImplementedError
 
-    def cells(self, length: int, step: float = 1.0) -> Tensor:
-        """Centered lag taps of one side, (channels, d_model, length): entry l is the mean of the kernel over
-        [l - ½, l + ½], entry 0 the part of it that lies on this side. Taps at half the step, summed in pairs."""
-        return pair_cells(self.forward(2 * length - 1, step / 2))
-
-    def rescale_time(self, factor: float) -> None:
-        """Multiply the unit of time by `factor` in place: afterwards kernel(L, s) is what kernel(L, s·factor) was."""
-        raise NotImplementedError
-
-    def init_state(self, batch: int) -> dict[str, Tensor]:
-        """The zero state of the recurrence, batch first."""
-        raise ValueError(f'{type(self).__name__} has no recurrence, so it has no state and cannot step')
-
-    def step(self, u: Tensor, state: dict[str, Tensor], step: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-        """One sample u (B, H) -> output (B, c, H) and the new state; `state` itself is left as it was."""
-        raise ValueError(f'{type(self).__name__} has no recurrence, so it cannot step')
-
-    def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
-        """What a state x (H, …) reads out with no further input, C Āˡ x: (channels, d_model, length). That of B̄, the
-        state after an impulse, are the taps."""
-        raise ValueError(f'{type(self).__name__} has no recurrence, so it has no state to respond')
-
-    @staticmethod
-    def power(x: Tensor, degree: int) -> Tensor:
-        """A state (H, …) raised to a power, entry by entry."""
-        return x**degree
+    def cells(self, length: int, step: float) -> Tensor:
+        """Evaluate centered taps: taps at half the step, summed in pairs."""
+        return pair_cells(self.taps(2 * length - 1, step / 2))
 
 
-class SSMKernel(Kernel):
-    """A kernel that is a state-space system with a timescale a feature (`log_dt`) and a `bandlimit` buffer."""
+class RecurrentKernel(Kernel):
+    """A kernel that is also a linear recurrence; running it on a signal equals convolving with the taps.
 
-    has_recurrence = True
-    log_dt: Tensor
-    bandlimit: Tensor
+    A subclass sets `state_shape`, the shape of one clip's state, and gives `discretized`, `advance` and `response`.
+    """
 
-    def __init__(
-        self,
-        d_model: int,
-        channels: int,
-        d_state: int,
-        n_ssm: int,
-        dt_min: float,
-        dt_max: float,
-        bandlimit: float | None,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__(d_model, channels)
-        if d_state < 2 or d_state % 2:
-            raise ValueError(
-                f'd_state must be even and at least 2 (it counts both of each conjugate pair), got {d_state}'
-            )
-        if n_ssm < 1 or d_model % n_ssm:
-            raise ValueError(f'n_ssm must divide d_model, got n_ssm={n_ssm} and d_model={d_model}')
-        check_time(dt_min, dt_max, bandlimit)
-        self.d_state, self.n_ssm = d_state, n_ssm
-        self.dt_min, self.dt_max = dt_min, dt_max
-        self._initial_bandlimit = math.inf if bandlimit is None else float(bandlimit)
-        # In the state dict: re-anchoring to another grid changes it together with dt. Infinity: off.
-        self.register_buffer('bandlimit', torch.empty((), device=device, dtype=dtype))
-
-    def reset_time(self) -> None:
-        """Initialize dt, log-uniform in [dt_min, dt_max], and the bandlimit."""
-        with torch.no_grad():
-            low, high = math.log(self.dt_min), math.log(self.dt_max)
-            self.log_dt.uniform_(0.0, 1.0).mul_(high - low).add_(low)
-            self.bandlimit.fill_(self._initial_bandlimit)
-
-    def rescale_time(self, factor: float) -> None:
-        """dt and the bandlimit's grid change together, so the same modes stay masked."""
-        with torch.no_grad():
-            self.log_dt.add_(math.log(factor))
-            self.bandlimit.mul_(factor)
+    def init_state(self, batch: int) -> State:
+        """Make the zero state {'x': (batch, *state_shape)}."""
+        like = next(self.parameters())
+        return {'x': torch.zeros(batch, *self.state_shape, device=like.device, dtype=at_least_float32(like.dtype))}
 
     def system(self, step: float = 1.0) -> list[Tensor]:
-        """The discretized one-step form at `step`, as `advance` takes it."""
+        """Discretize at `step`; returns the tensors that `advance` takes. Compute it once before a loop of steps.
+
+        Raises:
+            ValueError: for a step that is not positive and finite.
+        """
+        check_length_and_step(1, step)
+        self.refresh()
+        dtype = at_least_float32(next(self.parameters()).dtype)
+        return [t.to(dtype) for t in self.discretized(step)]
+
+    def discretized(self, step: float) -> list[Tensor]:
+        """Compute what `system` returns, in float64."""
         raise NotImplementedError
 
     @staticmethod
     def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """One sample: u (B, H), state x -> y (B, c, H), new x."""
+        """Take one sample u (B, H) from state x (B, *state_shape) -> y (B, c, H) and the new state."""
         raise NotImplementedError
 
-    def step(self, u: Tensor, state: dict[str, Tensor], step: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, u: Tensor, state: State, step: float = 1.0) -> tuple[Tensor, State]:
+        """Take one sample u (B, H) -> output (B, c, H) and the new state; `state` itself is left as it was."""
         y, x = self.advance(u, state['x'], self.system(step))
         return y.to(u.dtype), {'x': x}
 
-    def below_bandlimit(self, A_imag: Tensor) -> Tensor:
-        """Mask (H, n): modes of A_imag (S, n) under α/2 cycles a sample of the training grid."""
-        frequency = wide(self.log_dt).exp() * expand_ssm(wide(A_imag).abs(), self.d_model) / (2 * math.pi)
-        return frequency < self.bandlimit / 2
+    def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
+        """Zero-input response C Āˡ x of a state x (*state_shape): (channels, d_model, length)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def power(x: Tensor, degree: int) -> Tensor:
+        """Raise a state (*state_shape) to a power, entry by entry."""
+        return x**degree
+
+    @torch.jit.unused
+    def refresh(self) -> None:
+        """Apply reparametrizations that act in a forward pre-hook (torch's pruning, weight norm) now."""
+        for hook in self._forward_pre_hooks.values():
+            hook(self, ())
 
 
-def pair_cells(h: Tensor) -> Tensor:
-    """h[0], h[1] + h[2], h[3] + h[4] …: (…, 2K - 1) -> (…, K)."""
-    return torch.cat([h[..., :1], h[..., 1::2] + h[..., 2::2]], -1)
+class Timescale:
+    """A part of kernels whose time is counted by a parameter `log_dt`, (H, 1) or (H, n).
+
+    Args:
+        dt_min, dt_max: range of the log-uniform initial timescale, in units of time per sample of the training grid.
+        bandlimit: α; modes at or above α/2 cycles per sample of the training grid are masked. None: off.
+
+    Raises:
+        ValueError: unless 0 < dt_min <= dt_max < ∞ and the band limit is None or positive.
+    """
+
+    log_dt: nn.Parameter
+    dt_min: float
+    dt_max: float
+    bandlimit: float
+
+    def set_timescale(self, dt_min: float, dt_max: float, bandlimit: float | None) -> None:
+        check_time(dt_min, dt_max, bandlimit)
+        self.dt_min, self.dt_max = float(dt_min), float(dt_max)
+        self.bandlimit = math.inf if bandlimit is None else float(bandlimit)
+
+    def reset_timescale(self) -> None:
+        """Draw dt, log-uniform in [dt_min, dt_max]."""
+        low, high = math.log(self.dt_min), math.log(self.dt_max)
+        with torch.no_grad():
+            self.log_dt.uniform_(0.0, 1.0).mul_(high - low).add_(low)
+
+    def dt(self, step: float) -> Tensor:
+        """Time between two samples, float64."""
+        return wide(self.log_dt).exp() * step
+
+    def masked(self, C: Tensor, A_imag: Tensor) -> Tensor:
+        """C (c, H, n, 2), zero for modes A_imag (S, n) at α/2 cycles per sample of the training grid or above."""
+        if self.bandlimit == math.inf:
+            return C
+        # (Of two timescales, the last is that of Im A.)
+        dt = wide(self.log_dt).exp()
+        dt = dt if dt.shape[-1] == A_imag.shape[-1] else dt[..., -1:]
+        frequency = dt * expand_ssm(wide(A_imag).abs(), C.shape[1]) / (2 * math.pi)
+        return C * (frequency < self.bandlimit / 2)[..., None]
+
+
+class RealPart:
+    """A part of kernels whose modes decay: how Re A is parametrized.
+
+    'exp': Re A = -exp(log_A_real), below 0. 'free': A_real itself, which training may turn into growth. 'clip': A_real,
+    at most 1e-4 (the version 'clip' of DSS).
+    """
+
+    log_A_real: nn.Parameter | None
+    A_real: nn.Parameter | None
+    real_limit: float
+
+    def set_real(self, real: str, parameter: nn.Parameter) -> None:
+        """Register the parameter under the name that says what it is. Raises ValueError for an unknown `real`."""
+        check_choice('real', real, REAL_PARTS)
+        self.real_limit = 1e-4 if real == 'clip' else math.inf
+        self.register_parameter('log_A_real', parameter if real == 'exp' else None)
+        self.register_parameter('A_real', None if real == 'exp' else parameter)
+
+    def real_part(self) -> Tensor:
+        """Re A (S, n), float64."""
+        if self.A_real is None:
+            return -wide(self.log_A_real).exp()
+        else:  # noqa: RET505 (TorchScript)
+            return wide(self.A_real).clamp(max=self.real_limit)
+
+    def reset_real(self, value: Tensor, rows: slice | None = None) -> None:
+        """Set Re A, or some rows of it; where it is exp it is at most -1e-4."""
+        rows = slice(None) if rows is None else rows
+        with torch.no_grad():
+            if self.A_real is None:
+                self.log_A_real[rows].copy_((-value).clamp(min=1e-4).log())
+            else:
+                self.A_real[rows].copy_(value)
+
+
+REAL_PARTS = ('exp', 'free', 'clip')
+
+
+def empty_parameters(device: torch.device | str | None, dtype: torch.dtype | None) -> Callable[..., nn.Parameter]:
+    """Make a function of sizes that returns an uninitialized parameter."""
+    return lambda *shape: nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+
+def flat(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A conversion of tensors, without memory formats: those are for pictures, and refuse other numbers of axes."""
+    return lambda t: fn(t.reshape(-1)).reshape(t.shape)
+
+
+def check_state(d_model: int, d_state: int, n_ssm: int) -> None:
+    """Raise ValueError unless d_state is even and at least 2, and n_ssm divides d_model."""
+    if d_state < 2 or d_state % 2:
+        raise ValueError(f'd_state must be even and at least 2 (it counts both of each conjugate pair), got {d_state}')
+    if n_ssm < 1 or d_model % n_ssm:
+        raise ValueError(f'n_ssm must divide d_model, got n_ssm={n_ssm} and d_model={d_model}')
 
 
 def check_time(dt_min: float, dt_max: float, bandlimit: float | None) -> None:
@@ -148,38 +233,14 @@ def check_axis(name: str, length: float, minimum: int) -> None:
     """Raise ValueError unless the length of the axis is known and at least `minimum`."""
     if length == math.inf:
         raise ValueError(
-            f"kernel '{name}' spans its axis and needs its length: give the layer a grid or l_max, or the kernel the "
-            "option {'length': samples of the training grid}"
+            f"kernel '{name}' spans its axis and needs its length: give the layer a grid or l_max, or "
+            "kernel_args={'length': samples of the training grid}"
         )
     if not length >= minimum:
         raise ValueError(f"kernel '{name}' needs an axis of at least {minimum} samples, got length {length}")
 
 
-@torch.jit.unused
-def eager(x: Tensor) -> bool:
-    """Whether hand-written gradients and complex arithmetic can be used: no compiler looks on, the device has them."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and x.device.type in ('cpu', 'cuda')
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float64, where discretization and powers are computed (float32 on devices that have no float64)."""
-    return x.float() if x.device.type == 'mps' else x.double()
-
-
-def expm1(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """e^{x + iy} - 1 without cancellation, as real and imaginary part."""
-    return torch.expm1(x) * torch.cos(y) - 2 * torch.sin(y / 2) ** 2, torch.exp(x) * torch.sin(y)
-
-
-def zero_order_hold(re: Tensor, im: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ā = e^{A dt} and the gain (Ā - 1)/A of B, as real and imaginary parts, for A = re + i·im."""
-    e_re, e_im = expm1(re * dt, im * dt)
-    norm = re * re + im * im
-    return e_re + 1, e_im, (e_re * re + e_im * im) / norm, (e_im * re - e_re * im) / norm
-
-
-def expand_ssm(x: Tensor, d_model: int) -> Tensor:
-    """(…, S, n) -> (…, H, n): feature h uses row h % S."""
-    repeats = [1] * x.dim()
-    repeats[-2] = d_model // x.shape[-2]
-    return x.repeat(repeats)
+def check_choice(name: str, value: str, choices: tuple[str, ...], where: str = '') -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f'unknown {name} {value!r}{where}: expected one of {", ".join(choices)}')

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from s4nd.kernels.base import Kernel, check_axis, check_length_and_step, wide
+from s4nd.kernels.base import Kernel, check_axis, check_choice, empty_parameters
+from s4nd.ops import at_least_float32, wide
 
 NETWORKS = ('magnet', 'siren')
 
@@ -39,11 +40,11 @@ class SIREN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        place = {'device': device, 'dtype': dtype}
+        dd = {'device': device, 'dtype': dtype}
         self.omega_0 = omega_0
-        self.first = nn.Linear(dims, hidden, **place)
-        self.second = nn.Linear(hidden, hidden, **place)
-        self.out = nn.Linear(hidden, outputs, **place)
+        self.first = nn.Linear(dims, hidden, **dd)
+        self.second = nn.Linear(hidden, hidden, **dd)
+        self.out = nn.Linear(hidden, outputs, **dd)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -77,16 +78,13 @@ class Gabor(nn.Module):
     ) -> None:
         super().__init__()
         self.order, self.omega_0 = order, omega_0
-
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-
-        self.mu, self.gamma = parameter(hidden, dims), parameter(hidden, dims)
-        self.weight, self.bias = parameter(hidden, dims), parameter(hidden)
+        empty = empty_parameters(device, dtype)
+        self.mu, self.gamma = empty(hidden, dims), empty(hidden, dims)
+        self.weight, self.bias = empty(hidden, dims), empty(hidden)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """μ uniform in [-1, 1], γ ~ Gamma(6/order, 1), W uniform in ±2πω0γ (ω0 one, or one a dimension), b in ±π."""
+        """μ uniform in [-1, 1], γ ~ Gamma(6/order, 1), W uniform in ±2πω0γ (ω0 one, or one per dimension), b in ±π."""
         omega_0 = torch.as_tensor(self.omega_0, device=self.gamma.device, dtype=self.gamma.dtype)
         with torch.no_grad():
             self.mu.uniform_(-1, 1)
@@ -119,11 +117,11 @@ class MAGNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        place = {'device': device, 'dtype': dtype}
-        self.filters = nn.ModuleList(Gabor(dims, hidden, order, omega_0, **place) for order in (1, 2, 3))
-        self.second = nn.Linear(hidden, hidden, **place)
-        self.third = nn.Linear(hidden, hidden, **place)
-        self.out = nn.Linear(hidden, outputs, **place)
+        dd = {'device': device, 'dtype': dtype}
+        self.filters = nn.ModuleList(Gabor(dims, hidden, order, omega_0, **dd) for order in (1, 2, 3))
+        self.second = nn.Linear(hidden, hidden, **dd)
+        self.third = nn.Linear(hidden, hidden, **dd)
+        self.out = nn.Linear(hidden, outputs, **dd)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -155,7 +153,7 @@ class CKConvKernel(Kernel):
 
     Args:
         d_model: H, number of features.
-        channels: kernels a feature; each has a mask of its own.
+        channels: c, kernels per feature; each has a mask of its own.
         length: of the axis, in samples of the training grid, at least 2.
         network: 'magnet' (FlexConv, CCNN) or 'siren' (CKConv).
         mask: whether there is a mask (FlexConv) or not (CKConv).
@@ -185,14 +183,14 @@ class CKConvKernel(Kernel):
         super().__init__(d_model, channels)
         check_axis('ckconv', length, 2)
         check_network(network, hidden)
-        place = {'device': device, 'dtype': dtype}
+        dd = {'device': device, 'dtype': dtype}
         self.length = float(length)
         build = SIREN if network == 'siren' else MAGNet
         if omega_0 is None:
             omega_0 = 30.0 if network == 'siren' else self.length / 44
-        self.network = build(1, hidden, channels * d_model, omega_0, **place)
-        self.register_buffer('norm', torch.empty((), **place))
-        self.register_parameter('log_width', nn.Parameter(torch.empty(channels, 1, 1, **place)) if mask else None)
+        self.network = build(1, hidden, channels * d_model, omega_0, **dd)
+        self.register_buffer('norm', torch.empty((), **dd))
+        self.register_parameter('log_width', nn.Parameter(torch.empty(channels, 1, 1, **dd)) if mask else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -207,12 +205,8 @@ class CKConvKernel(Kernel):
             self.norm.fill_(1.0)
             self.norm.copy_(self.forward(math.ceil(self.length)).square().sum(-1).mean().sqrt())
 
-    def rescale_time(self, factor: float) -> None:
-        self.length /= factor
-
-    def forward(self, length: int, step: float = 1.0) -> Tensor:
-        """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
-        check_length_and_step(length, step)
+    def taps(self, length: int, step: float) -> Tensor:
+        """See `Kernel.taps`."""
         weight = self.network.out.weight
         cells = torch.arange(length, device=weight.device, dtype=wide(weight[:0]).dtype) + 0.5
         x = cells * (2 * step / self.length) - 1  # middle of each cell, -1 at lag 0
@@ -220,12 +214,12 @@ class CKConvKernel(Kernel):
         taps = taps * (x < 1) * (step / self.length) / wide(self.norm)
         if self.log_width is not None:
             taps = taps * torch.exp(-0.5 * ((x + 1) / wide(self.log_width).exp()).square())
-        return taps.to(torch.promote_types(weight.dtype, torch.float32))
+        return taps.to(at_least_float32(weight.dtype))
 
 
 def check_network(network: str, hidden: int) -> None:
-    if network not in NETWORKS:
-        raise ValueError(f"unknown network '{network}' for kernel 'ckconv': expected one of {', '.join(NETWORKS)}")
+    """Raise ValueError for an unknown network or a width below 1."""
+    check_choice('network', network, NETWORKS, " for kernel 'ckconv'")
     if hidden < 1:
         raise ValueError(f'hidden must be at least 1, got {hidden}')
 

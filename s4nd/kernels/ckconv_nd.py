@@ -9,21 +9,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from s4nd.kernels.base import check_axis, check_length_and_step, eager, wide
+from s4nd.kernels.base import check_axis, check_length_and_step
 from s4nd.kernels.ckconv import INITIAL_WIDTH, SIREN, MAGNet, check_network
+from s4nd.ops import at_least_float32, values_are_known, wide
 
 # The kernel ends where its mask falls below this.
 CROP = 0.1
 
 
 class CKConvKernelND(nn.Module):
-    """A coordinate network over all axes at once, times a Gaussian mask about lag 0 with a trained width an axis.
+    """A coordinate network over all axes at once, times a Gaussian mask about lag 0 with a trained width per axis.
 
     Lag l of axis τ stands at x_τ = l·step_τ / length_τ, both signs, so that [-1, 1]^D holds all lags. A tap is the
     function in the middle of its cell times the volume of the cell: on another grid the same function is sampled more
-    or less densely. Cells larger than those that the kernel was made for are sums over parts that are smaller. The
-    kernel ends where the mask of an axis falls below 0.1 (FlexConv), inside a cell or not: a cell on the border counts
-    by its share. Kernels are divided by their root mean square norm at initialization, which is kept as a buffer.
+    or less densely; cells larger than those of the training grid are sums over smaller parts. The kernel ends where the
+    mask of an axis falls below 0.1 (FlexConv), inside a cell or not: a cell on the border counts by its share. Kernels
+    are divided by their root mean square norm at initialization, which is kept as a buffer.
 
     Args:
         d_model: H, number of features.
@@ -38,7 +39,6 @@ class CKConvKernelND(nn.Module):
 
     norm: Tensor
     lengths: list[float]
-    made_for: list[float]
 
     def __init__(
         self,
@@ -58,22 +58,21 @@ class CKConvKernelND(nn.Module):
         for length in lengths:
             check_axis('ckconv', length, 2)
         check_network(network, hidden)
-        place = {'device': device, 'dtype': dtype}
+        dd = {'device': device, 'dtype': dtype}
         self.d_model, self.lengths = d_model, [float(length) for length in lengths]
         self.reach = math.sqrt(-2 * math.log(CROP))  # where the kernel ends, in widths of the mask
         dims = len(self.lengths)
         if network == 'siren':
-            self.network = SIREN(dims, hidden, d_model, 30.0 if omega_0 is None else omega_0, **place)
+            self.network = SIREN(dims, hidden, d_model, 30.0 if omega_0 is None else omega_0, **dd)
         else:
             nyquist = [length / 22 for length in self.lengths]
-            self.network = MAGNet(dims, hidden, d_model, nyquist if omega_0 is None else omega_0, **place)
-        self.register_buffer('norm', torch.empty((), **place))
-        self.register_parameter('log_width', nn.Parameter(torch.empty(dims, **place)) if mask else None)
+            self.network = MAGNet(dims, hidden, d_model, nyquist if omega_0 is None else omega_0, **dd)
+        self.register_buffer('norm', torch.empty((), **dd))
+        self.register_parameter('log_width', nn.Parameter(torch.empty(dims, **dd)) if mask else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialize as CKConvKernel: the network, the norm that it gives, the mask (not below a sample)."""
-        self.made_for = list(self.lengths)  # re-anchoring leaves it; in the state dict
         self.network.reset_parameters()
         with torch.no_grad():
             if self.log_width is not None:
@@ -82,16 +81,6 @@ class CKConvKernelND(nn.Module):
             self.norm.fill_(1.0)
             taps = self.forward([math.ceil(length) for length in self.lengths], [1.0] * len(self.lengths))
             self.norm.copy_(taps.flatten(1).square().sum(-1).mean().sqrt())
-
-    def re_anchor(self, lengths: Sequence[float]) -> None:
-        """Count the same axes in samples of another grid: the function of the coordinates stays the same."""
-        self.lengths = [float(length) for length in lengths]
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.made_for, dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.made_for = state.tolist()
 
     def forward(self, lags: list[int], steps: list[float]) -> Tensor:
         """Taps (d_model, K_1, …, K_D) at lags of both signs, lag 0 in the middle; K_τ = 2 lags_τ - 1 or less.
@@ -109,10 +98,10 @@ class CKConvKernelND(nn.Module):
         for axis in range(len(self.lengths)):
             check_length_and_step(lags[axis], steps[axis])
             cell, last = steps[axis] / self.lengths[axis], lags[axis] - 1
-            if self.log_width is not None and _values_are_known(weight):
+            if self.log_width is not None and values_are_known(weight):
                 end = self.reach * math.exp(float(self.log_width[axis].detach()))
                 last = min(last, int(math.ceil(end / cell + 0.5)) - 1)  # noqa: RUF046 (a float in TorchScript)
-            parts = 2 * (int(math.ceil(cell * self.made_for[axis] - 1e-6)) // 2) + 1  # noqa: RUF046
+            parts = 2 * (int(math.ceil(steps[axis] - 1e-6)) // 2) + 1  # noqa: RUF046
             side = parts * last + parts // 2
             x = torch.arange(-side, side + 1, device=weight.device, dtype=wide(weight[:0]).dtype) * (cell / parts)
             axes.append(x)
@@ -123,7 +112,7 @@ class CKConvKernelND(nn.Module):
         for axis, window in enumerate(windows):
             taps = taps * window.reshape([-1] + [1] * (len(axes) - 1 - axis))
         taps = taps.reshape(shape).sum([2 * axis + 2 for axis in range(len(axes))])
-        return (taps / wide(self.norm)).to(torch.promote_types(weight.dtype, torch.float32))
+        return (taps / wide(self.norm)).to(at_least_float32(weight.dtype))
 
     def _window(self, x: Tensor, cell: float, axis: int) -> Tensor:
         """The mask at the middles of cells, times their width inside the kernel's reach."""
@@ -133,10 +122,3 @@ class CKConvKernelND(nn.Module):
         end = self.reach * width
         inside = torch.minimum(x + cell / 2, end) - torch.maximum(x - cell / 2, -end)
         return torch.exp(-0.5 * (x / width).square()) * inside.clamp(min=0.0)
-
-
-def _values_are_known(x: Tensor) -> bool:
-    """Whether sizes may depend on the values of x: not on the meta device, nor in a graph that is being made."""
-    if torch.jit.is_scripting():
-        return not x.is_meta
-    return eager(x)

@@ -4,38 +4,41 @@ Shape legend: see base.py; here the state is real, S' is 1 or H: the number of d
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from s4nd.kernels.base import SSMKernel, check_length_and_step, eager, wide
-from s4nd.ops.krylov import krylov, plain_krylov
+from s4nd.kernels.base import RecurrentKernel
+from s4nd.ops import at_least_float32, krylov, wide
 
 
-class DenseKernel(SSMKernel):
-    """K[l] = C Āˡ B̄ with full matrices. A subclass has C (c, H, N) and gives `_discretize` and `_readout`."""
+class DenseKernel(RecurrentKernel):
+    """K[l] = C Āˡ B̄ with full matrices; a subclass has C (c, H, N) and gives `matrices` and `readout`.
 
-    C: Tensor
+    The state is {'x': (B, H, N)}.
+    """
 
-    def forward(self, length: int, step: float = 1.0) -> Tensor:
-        """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
-        check_length_and_step(length, step)
-        A, B = self._discretize(step)
-        C = self._readout().reshape(-1, A.shape[0], self.d_state)  # (c·H/S', S', N): feature h uses system h % S'
-        taps = krylov_taps(A, B, C, length)
-        dtype = torch.promote_types(self.C.dtype, torch.float32)
-        return taps.reshape(self.channels, self.d_model, length).to(dtype)
+    d_state: int
+    C: nn.Parameter
 
-    def init_state(self, batch: int) -> dict[str, Tensor]:
-        """{'x': (B, H, N)}."""
-        dtype = torch.promote_types(self.C.dtype, torch.float32)
-        return {'x': torch.zeros(batch, self.d_model, self.d_state, device=self.C.device, dtype=dtype)}
+    def matrices(self, step: float) -> tuple[Tensor, Tensor]:
+        """Ā (S', N, N) and B̄ (S', N) at `step`, float64."""
+        raise NotImplementedError
 
-    def system(self, step: float = 1.0) -> list[Tensor]:
-        """The one-step form [Ā - I, B̄, C], for `advance`."""
-        dtype = torch.promote_types(self.C.dtype, torch.float32)
-        A, B = self._discretize(step)
+    def readout(self) -> Tensor:
+        """C (c, H, N) as it is applied, float64."""
+        return wide(self.C)
+
+    def taps(self, length: int, step: float) -> Tensor:
+        """See `Kernel.taps`."""
+        A, B = self.matrices(step)
+        C = self.readout().reshape(-1, A.shape[0], self.d_state)  # (c·H/S', S', N): feature h uses system h % S'
+        taps = krylov(A, B, C, length)
+        return taps.reshape(self.channels, self.d_model, length).to(at_least_float32(self.C.dtype))
+
+    def discretized(self, step: float) -> list[Tensor]:
+        """Ā - I, B̄ and C."""
+        A, B = self.matrices(step)
         # What a step adds to the state is small where windows are long, and would be lost in float32 beside the 1 of Ā.
-        change = A - torch.eye(self.d_state, device=A.device, dtype=A.dtype)
-        return [t.to(dtype) for t in [change, B, self._readout()]]
+        return [A - torch.eye(self.d_state, device=A.device, dtype=A.dtype), B, self.readout()]
 
     @staticmethod
     def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -45,23 +48,8 @@ class DenseKernel(SSMKernel):
         return (C * x[:, None]).sum(-1), x
 
     def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
-        """See `Kernel.response`; x (H, N)."""
-        A, _ = self._discretize(step)
+        """See `RecurrentKernel.response`; x (H, N)."""
+        self.refresh()
+        A, _ = self.matrices(step)
         A = A.repeat(self.d_model // A.shape[0], 1, 1)
-        taps = krylov_taps(A, wide(x), self._readout(), length)
-        return taps.to(torch.promote_types(self.C.dtype, torch.float32))
-
-    def _discretize(self, step: float) -> tuple[Tensor, Tensor]:
-        """Ā (S', N, N) and B̄ (S', N) at `step`, float64."""
-        raise NotImplementedError
-
-    def _readout(self) -> Tensor:
-        """C (c, H, N) as it is applied, float64."""
-        raise NotImplementedError
-
-
-def krylov_taps(A: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
-    """C Aˡ B for l = 0 … length - 1, by the path that the device and the compiler can take (ops/krylov.py)."""
-    if torch.jit.is_scripting() or not eager(C):
-        return plain_krylov(A, B, C, length)
-    return krylov(A, B, C, length)
+        return krylov(A, wide(x), self.readout(), length).to(at_least_float32(self.C.dtype))

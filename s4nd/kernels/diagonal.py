@@ -1,168 +1,79 @@
-"""S4D: a diagonal state matrix (arXiv 2206.11893).
+"""S4D and its relatives: a diagonal state matrix (arXiv 2206.11893).
 
 x' = A x + B u, y = 2 Re(C x), A = -exp(log_A_real) - i·A_imag: K[l] = 2 Re Σ_n C_n B̄_n Ā_n^l, exact at every step.
-Shape legend: see base.py. Parameters are real, a complex number a pair of them. Eager taps take complex arithmetic and
-hand-written gradients (ops/exponentials.py); compilers, exporters and TorchScript see real arithmetic throughout.
+Shape legend: see base.py. Parameters are real, a complex number a pair of them.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from s4nd import hippo
 from s4nd.kernels.base import (
-    SSMKernel,
-    check_length_and_step,
-    eager,
-    expand_ssm,
-    expm1,
-    pair_cells,
-    wide,
-    zero_order_hold,
+    RealPart,
+    RecurrentKernel,
+    Timescale,
+    check_choice,
+    check_state,
+    empty_parameters,
 )
-from s4nd.ops.exponentials import exponential_sum, plain_exponential_sum
+from s4nd.ops import at_least_float32, diagonal_taps, discretize, expand_ssm, exponential_sum, wide
 
-INITS = (*hippo.DIAGONAL_INITS, 'random')
+# 'inv+lin' is a mixture: rows of A alternate between the two.
+INITS = (*hippo.DIAGONAL_INITS, 'inv+lin', 'random')
 DISCRETIZATIONS = ('zoh', 'bilinear')
 
 
-class S4DKernel(SSMKernel):
-    """Diagonal SSM kernel.
+class DiagonalKernel(RecurrentKernel):
+    """A diagonal system, whatever its parameters: a subclass gives dt, A, B and C.
 
-    Args:
-        d_model: H, number of features.
-        channels: kernels a feature.
-        d_state: N, size of the real state; N/2 complex modes are stored (init 'real': N real modes).
-        init: 'lin', 'inv', 'legs' or 'real' (hippo.diagonal), or 'random': A drawn from -|N(0, 1)| - i·N(0, 1) and
-            B = 1, which knows nothing of memory and is there to compare with.
-        dt_min, dt_max: range of the log-uniform initial timescale, in units of time a sample of the training grid.
-        n_ssm: S, number of distinct (A, B), a divisor of H; None is 1.
-        bandlimit: α; modes at or above α/2 cycles a sample of the training grid are masked. None: off.
-        discretization: 'zoh' or 'bilinear'.
-        dt_tied: one dt a feature (True) or one a mode.
-
-    Raises:
-        ValueError: for sizes that do not fit, an unknown init or discretization, or a bad dt range or bandlimit.
+    The state {'x': (B, H, n, 2)} holds real and imaginary part of every mode.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        *,
-        channels: int = 1,
-        d_state: int = 64,
-        init: str = 'lin',
-        dt_min: float = 1e-3,
-        dt_max: float = 1e-1,
-        n_ssm: int | None = None,
-        bandlimit: float | None = None,
-        discretization: str = 'zoh',
-        dt_tied: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        n_ssm = 1 if n_ssm is None else n_ssm
-        super().__init__(d_model, channels, d_state, n_ssm, dt_min, dt_max, bandlimit, device, dtype)
-        if init not in INITS:
-            raise ValueError(f"unknown init '{init}' for kernel 's4d': expected one of {', '.join(INITS)}")
-        if discretization not in DISCRETIZATIONS:
-            raise ValueError(f"unknown discretization '{discretization}': expected one of {', '.join(DISCRETIZATIONS)}")
-        self.init, self.discretization = init, discretization
-        self.is_real = init == 'real'
-        modes = d_state if self.is_real else d_state // 2
-        pair = () if self.is_real else (2,)
+    C: nn.Parameter
 
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+    def __init__(self, d_model: int, channels: int, bilinear: bool = False) -> None:
+        super().__init__(d_model, channels)
+        self.bilinear = bilinear
 
-        self.log_dt = parameter(d_model, 1 if dt_tied else modes)
-        self.log_A_real = parameter(n_ssm, modes)
-        self.register_parameter('A_imag', None if self.is_real else parameter(n_ssm, modes))
-        self.B = parameter(n_ssm, modes, *pair)
-        self.C = parameter(channels, d_model, modes, *pair)
-        self.reset_parameters()
+    def dt(self, step: float) -> Tensor:
+        """Time between two samples, (H, 1 or n), float64."""
+        raise NotImplementedError
 
-    def reset_parameters(self) -> None:
-        """Initialize: A and B by `init`, C complex normal with unit variance, dt log-uniform."""
-        modes = self.log_A_real.shape[-1]
-        with torch.no_grad():
-            if self.init == 'random':
-                self.log_A_real.normal_().abs_().log_()
-                self.A_imag.normal_()
-                self.B.copy_(torch.tensor([1.0, 0.0]))
-            else:
-                A, B = hippo.diagonal(self.init, modes)
-                self.log_A_real.copy_((-A.real).log())
-                if self.A_imag is not None:
-                    self.A_imag.copy_(-A.imag)
-                self.B.copy_(B.real if self.is_real else torch.view_as_real(B))
-            self.C.normal_(std=1.0 if self.is_real else 0.5**0.5)
-        self.reset_time()
+    def spectrum(self) -> Tensor:
+        """A as pairs (S, n, 2), float64."""
+        raise NotImplementedError
 
-    def forward(self, length: int, step: float = 1.0) -> Tensor:
-        """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
-        check_length_and_step(length, step)
-        dtype = torch.promote_types(self.C.dtype, torch.float32)
-        # TorchScript needs the outer condition to stand alone.
-        if not torch.jit.is_scripting():  # noqa: SIM102
-            if eager(self.C):
-                weights, bases = self._exponentials(step)
-                return exponential_sum(weights, bases, length).to(dtype)
-        a_re, a_im, b_re, b_im = self._discretize(step)
-        c_re, c_im = self._readout()
-        w_re, w_im = c_re * b_re - c_im * b_im, c_re * b_im + c_im * b_re  # (c, H, n)
-        return plain_exponential_sum(w_re, w_im, a_re, a_im, length).to(dtype)
+    def input(self) -> Tensor:
+        """B as pairs (S, n, 2), float64."""
+        raise NotImplementedError
 
-    def cells(self, length: int, step: float = 1.0) -> Tensor:
-        """See `Kernel.cells`; here in closed form: h[2l - 1] + h[2l] = 2 Re Σ_n w_n (1 + ā_n) ā_n^(2l - 1)."""
-        if not torch.jit.is_scripting():  # noqa: SIM102
-            if eager(self.C):
-                check_length_and_step(length, step)
-                weights, bases = self._exponentials(step / 2)
-                taps = 2 * weights.real.sum(-1, keepdim=True)
-                if length > 1:
-                    squares = bases * bases
-                    rest = exponential_sum(weights * (bases + squares), squares, length - 1)
-                    taps = torch.cat([taps, rest], -1)
-                return taps.to(torch.promote_types(self.C.dtype, torch.float32))
-        return pair_cells(self.forward(2 * length - 1, step / 2))
+    def readout(self) -> Tensor:
+        """C as it is applied, pairs (c, H, n, 2), float64: modes above the band limit set to zero."""
+        raise NotImplementedError
 
-    @torch.jit.unused
-    def _exponentials(self, step: float) -> tuple[Tensor, Tensor]:
-        """The kernel as 2 Re Σ_n w_n a_n^l: complex w (c, H, n) and a (H, n)."""
-        A, B = self._complex_system()  # (S, n)
-        dt = wide(self.log_dt).exp() * step  # (H, 1 or n)
-        z = (dt.unflatten(0, (-1, self.n_ssm)) * A).flatten(0, 1)  # feature h uses row h % S of A
-        if self.discretization == 'zoh':
-            change = _Expm1.apply(z)
-            Bd = (change.unflatten(0, (-1, self.n_ssm)) * (B / A)).flatten(0, 1)
-        else:
-            gain = 1 / (1 - z / 2)
-            change = z * gain
-            Bd = ((dt * gain).unflatten(0, (-1, self.n_ssm)) * B).flatten(0, 1)
-        if self.A_imag is None:
-            return wide(self.C) * Bd, 1 + change
-        return torch.view_as_complex(wide(self.C)) * (Bd * self.below_bandlimit(self.A_imag)), 1 + change
+    def taps(self, length: int, step: float) -> Tensor:
+        """See `Kernel.taps`."""
+        return self._taps(length, step, False)
 
-    @torch.jit.unused
-    def _complex_system(self) -> tuple[Tensor, Tensor]:
-        re = -wide(self.log_A_real).exp()
-        if self.A_imag is None:
-            B = wide(self.B)
-            return torch.complex(re, torch.zeros_like(re)), torch.complex(B, torch.zeros_like(B))
-        return torch.complex(re, -wide(self.A_imag)), torch.view_as_complex(wide(self.B))
+    def cells(self, length: int, step: float) -> Tensor:
+        """See `Kernel.cells`; here in closed form."""
+        return self._taps(length, step, True)
 
-    def init_state(self, batch: int) -> dict[str, Tensor]:
-        """{'x': (B, H, n, 2)}, real and imaginary part of every mode."""
-        modes = self.log_A_real.shape[-1]
-        dtype = torch.promote_types(self.C.dtype, torch.float32)
-        return {'x': torch.zeros(batch, self.d_model, modes, 2, device=self.C.device, dtype=dtype)}
+    def _taps(self, length: int, step: float, cells: bool) -> Tensor:
+        taps = diagonal_taps(self.dt(step), self.spectrum(), self.input(), self.readout(), length, self.bilinear, cells)
+        return taps.to(at_least_float32(self.C.dtype))
 
-    def system(self, step: float = 1.0) -> list[Tensor]:
-        """The discretized one-step form [Ā re, Ā im, B̄ re, B̄ im, C re, C im], for `advance`."""
-        dtype = torch.promote_types(self.C.dtype, torch.float32)
-        return [t.to(dtype) for t in [*self._discretize(step), *self._readout()]]
+    def discretized(self, step: float) -> list[Tensor]:
+        """Ā, B̄ (H, n) and C (c, H, n), each as real and imaginary part."""
+        return [*self._transition(step, gained=True), *self.readout().unbind(-1)]
+
+    def _transition(self, step: float, gained: bool) -> list[Tensor]:
+        A = expand_ssm(self.spectrum().flatten(1), self.d_model).unflatten(1, (-1, 2))
+        a_re, a_im, g_re, g_im = discretize(self.dt(step), A[..., 0], A[..., 1], self.bilinear)
+        if not gained:
+            return [a_re, a_im]
+        B = expand_ssm(self.input().flatten(1), self.d_model).unflatten(1, (-1, 2))
+        return [a_re, a_im, g_re * B[..., 0] - g_im * B[..., 1], g_re * B[..., 1] + g_im * B[..., 0]]
 
     @staticmethod
     def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -175,69 +86,116 @@ class S4DKernel(SSMKernel):
         return y, torch.stack([x_re, x_im], -1)
 
     def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
-        """See `Kernel.response`; x (H, n, 2)."""
-        a_re, a_im, _, _ = self._discretize(step)
-        c_re, c_im = self._readout()
-        x = wide(x)
-        w_re, w_im = c_re * x[..., 0] - c_im * x[..., 1], c_re * x[..., 1] + c_im * x[..., 0]
-        taps = sum_modes(w_re, w_im, a_re, a_im, length)
-        return taps.to(torch.promote_types(self.C.dtype, torch.float32))
+        """See `RecurrentKernel.response`; x (H, n, 2)."""
+        self.refresh()
+        a_re, a_im = self._transition(step, gained=False)
+        c_re, c_im = self.readout().unbind(-1)
+        x_re, x_im = wide(x).unbind(-1)
+        taps = exponential_sum(c_re * x_re - c_im * x_im, c_re * x_im + c_im * x_re, a_re, a_im, length)
+        return taps.to(at_least_float32(self.C.dtype))
 
     @staticmethod
     def power(x: Tensor, degree: int) -> Tensor:
-        """See `Kernel.power`; entries are complex modes (…, 2)."""
+        """See `RecurrentKernel.power`; entries are complex modes (…, 2)."""
         re, im = x[..., 0], x[..., 1]
         for _ in range(degree - 1):
             re, im = re * x[..., 0] - im * x[..., 1], re * x[..., 1] + im * x[..., 0]
         return torch.stack([re, im], -1)
 
-    def _discretize(self, step: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Ā and B̄, each (H, n) as real and imaginary part, in float64."""
-        dt = wide(self.log_dt).exp() * step
-        re = expand_ssm(-wide(self.log_A_real).exp(), self.d_model)
-        if self.A_imag is None:
-            im = torch.zeros_like(re)
-            B_re, B_im = expand_ssm(wide(self.B), self.d_model), im
-        else:
-            im = expand_ssm(-wide(self.A_imag), self.d_model)
-            B_re, B_im = expand_ssm(wide(self.B)[..., 0], self.d_model), expand_ssm(wide(self.B)[..., 1], self.d_model)
-        if self.discretization == 'zoh':
-            a_re, a_im, g_re, g_im = zero_order_hold(re, im, dt)
-        else:
-            # Ā = 2/(1 - z/2) - 1 and B̄ = dt/(1 - z/2) B.
-            d_re, d_im = 1 - re * dt / 2, -im * dt / 2
-            norm = d_re * d_re + d_im * d_im
-            g_re, g_im = d_re / norm, -d_im / norm
-            a_re, a_im = 2 * g_re - 1, 2 * g_im
-            g_re, g_im = dt * g_re, dt * g_im
-        return a_re, a_im, g_re * B_re - g_im * B_im, g_re * B_im + g_im * B_re
 
-    def _readout(self) -> tuple[Tensor, Tensor]:
-        """C (c, H, n) as real and imaginary part, modes beyond the bandlimit set to zero."""
-        if self.A_imag is None:
-            C = wide(self.C)
-            return C, torch.zeros_like(C)
-        keep = self.below_bandlimit(self.A_imag)
-        return wide(self.C)[..., 0] * keep, wide(self.C)[..., 1] * keep
+class S4DKernel(Timescale, RealPart, DiagonalKernel):
+    """Diagonal SSM kernel (S4D, arXiv 2206.11893).
+
+    Args:
+        d_model: H, number of features.
+        channels: c, kernels per feature.
+        d_state: N, size of the real state; N/2 complex modes are stored (init 'real': N real modes).
+        init: 'lin', 'inv', 'legs' or 'real' (hippo.diagonal), 'inv+lin' (features take them in turn), or 'random': A
+            drawn from -|N(0, 1)| - i·N(0, 1) and B = 1, a baseline without memory by design.
+        dt_min, dt_max, bandlimit: see `Timescale`.
+        n_ssm: S, number of distinct (A, B), a divisor of H; None is the number of inits that are mixed.
+        discretization: 'zoh' or 'bilinear'.
+        dt_tied: one dt per feature (True) or one per mode.
+        real: 'exp', 'free' or 'clip', see `RealPart`.
+
+    Raises:
+        ValueError: for sizes that do not fit, an unknown init, discretization or real, or a bad dt range or bandlimit.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        channels: int = 1,
+        d_state: int = 64,
+        init: str = 'lin',
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        bandlimit: float | None = None,
+        n_ssm: int | None = None,
+        discretization: str = 'zoh',
+        dt_tied: bool = True,
+        real: str = 'exp',
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(d_model, channels, discretization == 'bilinear')
+        check_choice('init', init, INITS, " for kernel 's4d'")
+        self.mixed = init.split('+')
+        n_ssm = len(self.mixed) if n_ssm is None else n_ssm
+        check_state(d_model, d_state, n_ssm)
+        if n_ssm % len(self.mixed):
+            raise ValueError(f"init '{init}' mixes {len(self.mixed)} spectra, which must divide n_ssm, got {n_ssm}")
+        check_choice('discretization', discretization, DISCRETIZATIONS)
+        self.set_timescale(dt_min, dt_max, bandlimit)
+        self.d_state, self.n_ssm, self.init, self.discretization = d_state, n_ssm, init, discretization
+        self.is_real = init == 'real'
+        modes = d_state if self.is_real else d_state // 2
+        pair = () if self.is_real else (2,)
+        self.state_shape = (d_model, modes, 2)
+        empty = empty_parameters(device, dtype)
+        self.log_dt = empty(d_model, 1 if dt_tied else modes)
+        self.set_real(real, empty(n_ssm, modes))
+        self.register_parameter('A_imag', None if self.is_real else empty(n_ssm, modes))
+        self.B = empty(n_ssm, modes, *pair)
+        self.C = empty(channels, d_model, modes, *pair)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialize: A and B by `init`, C complex normal with unit variance, dt log-uniform."""
+        modes = self.B.shape[1]
+        with torch.no_grad():
+            if self.init == 'random':
+                self.reset_real(-torch.randn(self.n_ssm, modes, device=self.B.device).abs())
+                self.A_imag.normal_()
+                self.B.copy_(torch.tensor([1.0, 0.0]))
+            else:
+                for first, init in enumerate(self.mixed):
+                    A, B = hippo.diagonal(init, modes)
+                    rows = slice(first, None, len(self.mixed))
+                    self.reset_real(A.real, rows)
+                    if self.A_imag is not None:
+                        self.A_imag[rows].copy_(-A.imag)
+                    self.B[rows].copy_(B.real if self.is_real else torch.view_as_real(B))
+            self.C.normal_(std=1.0 if self.is_real else 0.5**0.5)
+        self.reset_timescale()
+
+    def spectrum(self) -> Tensor:
+        """See `DiagonalKernel`."""
+        re = self.real_part()
+        return torch.stack([re, torch.zeros_like(re) if self.A_imag is None else -wide(self.A_imag)], -1)
+
+    def input(self) -> Tensor:
+        """See `DiagonalKernel`."""
+        return as_pairs(self.B, self.is_real)
+
+    def readout(self) -> Tensor:
+        """See `DiagonalKernel`."""
+        C = as_pairs(self.C, self.is_real)
+        return C if self.A_imag is None else self.masked(C, self.A_imag)
 
 
-def sum_modes(w_re: Tensor, w_im: Tensor, a_re: Tensor, a_im: Tensor, length: int) -> Tensor:
-    """2 Re Σ_n w_n a_nˡ for l = 0 … length - 1: w (c, H, n), a (H, n) -> (c, H, length)."""
-    if torch.jit.is_scripting() or not eager(a_re):
-        return plain_exponential_sum(w_re, w_im, a_re, a_im, length)
-    return exponential_sum(torch.complex(w_re, w_im), torch.complex(a_re, a_im), length)
-
-
-class _Expm1(torch.autograd.Function):
-    """`expm1` of a complex z."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        result = torch.complex(*expm1(z.real, z.imag))
-        ctx.save_for_backward(result)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (result,) = ctx.saved_tensors
-        return grad * (1 + result).conj()
+def as_pairs(x: Tensor, is_real: bool) -> Tensor:
+    """Complex pairs (…, 2) in float64, of pairs or of real numbers (…)."""
+    x = wide(x)
+    return torch.stack([x, torch.zeros_like(x)], -1) if is_real else x

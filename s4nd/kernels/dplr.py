@@ -1,45 +1,48 @@
 """S4: a diagonal-plus-low-rank state matrix (arXiv 2111.00396), in the stable form Λ - PP* of SaShiMi (2202.09729).
 
 x' = A x + B u, y = C x over conjugate pairs; A = diag(Λ, Λ̄) - Σ_r p_r p_r*, Λ = -exp(log_A_real) - i·A_imag; bilinear.
-The real state (Re x, Im x) has N = 2n entries, and in it A = [[Re Λ, -Im Λ], [Im Λ, Re Λ]] - 2 Σ_r q_r q_rᵀ with
-q = (Re P, Im P). Re Λ < 0 makes Ā a contraction, so its powers are computed directly, by repeated squaring in float64:
-exact at every length and step, with nothing (no C(I - Ā^L)) carried from one length to another.
-Shape legend: see base.py.
+In the real state (Re x, Im x) of N = 2n entries A = [[Re Λ, -Im Λ], [Im Λ, Re Λ]] - 2 Σ_r q_r q_rᵀ, q = (Re P, Im P).
+Re Λ < 0 makes Ā a contraction, so its powers are computed directly in float64: exact at every length and step, with
+nothing (no C(I - Ā^L)) carried from one length to another.
+Shape legend: see base.py; r = rank of P.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from s4nd import hippo
-from s4nd.kernels.base import SSMKernel, check_length_and_step, eager, expand_ssm, wide
-from s4nd.kernels.dense import krylov_taps
-from s4nd.kernels.diagonal import S4DKernel
-
-# Up to this length, on a CPU, taps are computed by running the O(N) recurrence: squaring N × N matrices costs more.
-_STEPWISE_UP_TO = 128
+from s4nd.kernels.base import RealPart, RecurrentKernel, Timescale, check_choice, check_state, empty_parameters
+from s4nd.kernels.diagonal import DiagonalKernel
+from s4nd.ops import at_least_float32, expand_ssm, krylov, wide
+from s4nd.ops.lowrank import lowrank_matrices, lowrank_step, lowrank_taps
 
 # 'hippo' is the S4 v2 mixture: rows of A alternate between the two measures.
-INITS = {'legs': ('legs',), 'legt': ('legt',), 'lagt': ('lagt',), 'fout': ('fout',), 'hippo': ('legs', 'fout')}
+# 'random' has no measure: a random normal matrix plus low rank, without memory by design.
+INITS = {'random': ('random',), 'legs': ('legs',), 'legt': ('legt',), 'lagt': ('lagt',), 'fout': ('fout',), 'hippo': ('legs', 'fout')}
 
 
-class S4Kernel(SSMKernel):
-    """Diagonal-plus-low-rank SSM kernel, discretized by the bilinear rule.
+class S4Kernel(Timescale, RealPart, RecurrentKernel):
+    """Diagonal-plus-low-rank SSM kernel, discretized by the bilinear rule (S4, arXiv 2111.00396).
 
     Args:
         d_model: H, number of features.
-        channels: kernels a feature.
+        channels: c, kernels per feature.
         d_state: N, size of the real state, even and at least 4; N/2 complex modes are stored.
-        init: 'legs', 'legt', 'lagt', 'fout', or 'hippo' (legs and fout in turn; S4 v2, arXiv 2206.12037).
-        dt_min, dt_max: range of the log-uniform initial timescale, in units of time a sample of the training grid.
+        init: 'legs', 'legt', 'lagt', 'fout', 'hippo' (legs and fout in turn; S4 v2, arXiv 2206.12037), or 'random' (the
+            ablation of S4, section 4.4): Re Λ = -1/2, Im Λ those of a random skew matrix of Gaussian entries, P and B
+            complex normal with unit variance.
+        dt_min, dt_max, bandlimit: see `Timescale`; C is masked where a mode of the diagonal part is above the limit.
         n_ssm: S, number of distinct (A, B, P), a divisor of H; None is the number of measures in `init`.
-        bandlimit: α; C is masked where a mode of the diagonal part has α/2 cycles a training sample or more.
         rank: of P; None is the measure's own (2 for 'legt', else 1). Rows beyond it start as noise of scale 0.01, since
             a row of zeros would never learn.
+        dt_tied: one dt per feature (True) or one per mode: then A and B are diag(dt) A and diag(dt) B.
+        real: 'exp', 'free' or 'clip', see `RealPart`. Only 'exp' keeps Ā a contraction in training.
 
-    The real part of Λ starts at -1e-4 where the measure has 0 ('legt', 'lagt', 'fout').
+    The real part of Λ starts at -1e-4 where the measure has 0 ('legt', 'lagt', 'fout'). The state {'x': (B, H, N)}
+    holds the real parts of the n modes, then the imaginary parts.
 
     Raises:
-        ValueError: for sizes that do not fit, an unknown init, or a bad dt range, rank or bandlimit.
+        ValueError: for sizes that do not fit, an unknown init or real, or a bad dt range, rank or bandlimit.
     """
 
     def __init__(
@@ -51,35 +54,35 @@ class S4Kernel(SSMKernel):
         init: str = 'legs',
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
-        n_ssm: int | None = None,
         bandlimit: float | None = None,
+        n_ssm: int | None = None,
         rank: int | None = None,
+        dt_tied: bool = True,
+        real: str = 'exp',
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if init not in INITS:
-            raise ValueError(f"unknown init '{init}' for kernel 's4': expected one of {', '.join(INITS)}")
+        super().__init__(d_model, channels)
+        check_choice('init', init, tuple(INITS), " for kernel 's4'")
         measures = INITS[init]
         n_ssm = len(measures) if n_ssm is None else n_ssm
-        super().__init__(d_model, channels, d_state, n_ssm, dt_min, dt_max, bandlimit, device, dtype)
+        check_state(d_model, d_state, n_ssm)
+        self.set_timescale(dt_min, dt_max, bandlimit)
         if n_ssm % len(measures):
             raise ValueError(f"init '{init}' mixes {len(measures)} measures, which must divide n_ssm, got {n_ssm}")
-        natural = max(len(hippo.low_rank(m, d_state)) for m in measures)
+        natural = max(1 if m == 'random' else len(hippo.low_rank(m, d_state)) for m in measures)
         rank = natural if rank is None else rank
         if rank < natural:
             raise ValueError(f"init '{init}' needs rank {natural} or more, got {rank}")
-        self.measures, self.rank = measures, rank
-        modes = d_state // 2
-
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-
-        self.log_dt = parameter(d_model, 1)
-        self.log_A_real = parameter(n_ssm, modes)
-        self.A_imag = parameter(n_ssm, modes)
-        self.B = parameter(n_ssm, modes, 2)
-        self.P = parameter(rank, n_ssm, modes, 2)
-        self.C = parameter(channels, d_model, modes, 2)
+        self.d_state, self.n_ssm, self.measures, self.rank = d_state, n_ssm, measures, rank
+        self.state_shape = (d_model, d_state)
+        modes, empty = d_state // 2, empty_parameters(device, dtype)
+        self.log_dt = empty(d_model, 1 if dt_tied else modes)
+        self.set_real(real, empty(n_ssm, modes))
+        self.A_imag = empty(n_ssm, modes)
+        self.B = empty(n_ssm, modes, 2)
+        self.P = empty(rank, n_ssm, modes, 2)
+        self.C = empty(channels, d_model, modes, 2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,77 +91,42 @@ class S4Kernel(SSMKernel):
             self.P.normal_(std=0.01)
             self.C.normal_(std=0.5**0.5)
             for first, measure in enumerate(self.measures):
-                w, P, B, _ = hippo.nplr(measure, self.d_state)
+                w, P, B = hippo.random_nplr(self.d_state) if measure == 'random' else hippo.nplr(measure, self.d_state)[:3]
                 rows = slice(first, None, len(self.measures))
-                self.log_A_real[rows].copy_((-w.real).clamp(min=1e-4).log())
+                # (A real part of 0 would have no gradient from exp.)
+                self.reset_real(w.real.clamp(max=-1e-4), rows)
                 self.A_imag[rows].copy_(-w.imag)
                 self.B[rows].copy_(torch.view_as_real(B))
                 self.P[: len(P), rows].copy_(torch.view_as_real(P.resolve_conj())[:, None])
-        self.reset_time()
+        self.reset_timescale()
 
-    def forward(self, length: int, step: float = 1.0) -> Tensor:
-        """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
-        check_length_and_step(length, step)
-        dtype = torch.promote_types(self.C.dtype, torch.float32)
-        # TorchScript needs the outer condition to stand alone.
-        if not torch.jit.is_scripting():  # noqa: SIM102
-            if eager(self.C) and length <= _STEPWISE_UP_TO and self.C.device.type == 'cpu':
-                return self._impulse_response(length, step).to(dtype)
-        A, B = self._discretize(step)
-        return krylov_taps(A, B[..., 0], self._readout(), length).to(dtype)
-
-    def init_state(self, batch: int) -> dict[str, Tensor]:
-        """{'x': (B, H, N)}: the real parts of the n modes, then the imaginary parts."""
-        dtype = torch.promote_types(self.C.dtype, torch.float32)
-        return {'x': torch.zeros(batch, self.d_model, self.d_state, device=self.C.device, dtype=dtype)}
-
-    def system(self, step: float = 1.0) -> list[Tensor]:
-        """The one-step form in O(N) [F re, F im, G, Q, B̄, C], for `advance`: Ā = 2R - I with R = F - G Qᵀ."""
-        dtype = torch.promote_types(self.C.dtype, torch.float32)
-        f_re, f_im, G, Q, B = self._resolvent(step)
-        return [t.to(dtype) for t in [f_re, f_im, G, Q, B, self._readout()]]
+    def taps(self, length: int, step: float) -> Tensor:
+        """See `Kernel.taps`."""
+        return lowrank_taps(self.discretized(step), length).to(at_least_float32(self.C.dtype))
 
     @staticmethod
     def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
         """x_k = R (2 x_{k-1} + dt B u_k) - x_{k-1}, y_k = C x_k: u (B, H), x (B, H, N) -> y (B, c, H), new x."""
-        f_re, f_im, G, Q, B, C = system
-        n = f_re.shape[-1]
-        z = 2 * x + B * u.to(x.dtype)[..., None]
-        z_re, z_im = z[..., :n], z[..., n:]
-        diagonal = torch.cat([f_re * z_re - f_im * z_im, f_re * z_im + f_im * z_re], -1)
-        # G, Q: (H, N, r)
-        low_rank = (G * (z[..., None] * Q).sum(-2, keepdim=True)).sum(-1)
-        x = diagonal - low_rank - x
-        return (C * x[:, None]).sum(-1), x
+        return lowrank_step(u, x, system)
 
     def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
-        """See `Kernel.response`; x (H, N)."""
-        taps = krylov_taps(self._discretize(step)[0], wide(x), self._readout(), length)
-        return taps.to(torch.promote_types(self.C.dtype, torch.float32))
+        """See `RecurrentKernel.response`; x (H, N)."""
+        self.refresh()
+        system = self.discretized(step)
+        taps = krylov(lowrank_matrices(system)[0], wide(x), system[5], length)
+        return taps.to(at_least_float32(self.C.dtype))
 
     @staticmethod
     def power(x: Tensor, degree: int) -> Tensor:
-        """See `Kernel.power`; entries are the complex modes whose parts make the halves of the last axis."""
+        """See `RecurrentKernel.power`; entries are the complex modes whose parts make the halves of the last axis."""
         modes = torch.stack(x.chunk(2, -1), -1)
-        return torch.cat(S4DKernel.power(modes, degree).unbind(-1), -1)
+        return torch.cat(DiagonalKernel.power(modes, degree).unbind(-1), -1)
 
-    def _impulse_response(self, length: int, step: float) -> Tensor:
-        """The taps as what the recurrence answers to 1, 0, 0, …"""
-        system = [*self._resolvent(step), self._readout()]
-        u = torch.ones(1, self.d_model, device=self.C.device, dtype=system[0].dtype)
-        x = torch.zeros(1, self.d_model, self.d_state, device=u.device, dtype=u.dtype)
-        taps = []
-        for _ in range(length):
-            y, x = self.advance(u, x, system)
-            taps.append(y[0])
-            u = torch.zeros_like(u)
-        return torch.stack(taps, -1)
-
-    def _resolvent(self, step: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """R = (I - dt A/2)⁻¹ = F - G Qᵀ (Woodbury), F in 2 × 2 blocks: f_re, f_im (H, n); G, Q (H, N, r); dt B."""
+    def discretized(self, step: float) -> list[Tensor]:
+        """F re, F im (H, n), G, Q (H, N, r), dt B (H, N), C (c, H, N), see ops/lowrank.py; in O(N) operations."""
         H = self.d_model
-        dt = wide(self.log_dt).exp() * step  # (H, 1)
-        d_re = 1 + dt / 2 * expand_ssm(wide(self.log_A_real).exp(), H)
+        dt = self.dt(step)  # (H, 1 or n)
+        d_re = 1 - dt / 2 * expand_ssm(self.real_part(), H)
         d_im = dt / 2 * expand_ssm(wide(self.A_imag), H)
         norm = d_re * d_re + d_im * d_im
         f_re, f_im = d_re / norm, -d_im / norm
@@ -168,21 +136,14 @@ class S4Kernel(SSMKernel):
         F_re, F_im = f_re[..., None], f_im[..., None]
         FQ = torch.cat([F_re * q_re - F_im * q_im, F_re * q_im + F_im * q_re], 1)
         QF = torch.cat([F_re * q_re + F_im * q_im, F_re * q_im - F_im * q_re], 1)
-        dt = dt[..., None]
-        core = torch.eye(self.rank, device=Q.device, dtype=Q.dtype) + dt * torch.bmm(Q.transpose(1, 2), FQ)
+        # Both parts of a mode have its dt.
+        dt = (dt if dt.shape[1] == 1 else torch.cat([dt, dt], 1))[..., None]
+        core = torch.eye(self.rank, device=Q.device, dtype=Q.dtype) + torch.bmm(Q.transpose(1, 2), dt * FQ)
         G = dt * (FQ / core if self.rank == 1 else torch.linalg.solve(core, FQ, left=False))
         B = torch.cat([expand_ssm(wide(self.B)[..., 0], H), expand_ssm(wide(self.B)[..., 1], H)], -1)
-        return f_re, f_im, G, QF, dt[..., 0] * B
+        return [f_re, f_im, G, QF, dt[..., 0] * B, self.readout()]
 
-    def _discretize(self, step: float) -> tuple[Tensor, Tensor]:
-        """Ā = 2R - I (H, N, N) and B̄ = R dt B (H, N, 1), float64."""
-        f_re, f_im, G, Q, B = self._resolvent(step)
-        re, im = torch.diag_embed(f_re), torch.diag_embed(f_im)
-        R = torch.cat([torch.cat([re, -im], 2), torch.cat([im, re], 2)], 1) - torch.bmm(G, Q.transpose(1, 2))
-        eye = torch.eye(self.d_state, device=R.device, dtype=R.dtype)
-        return 2 * R - eye, torch.bmm(R, B[..., None])
-
-    def _readout(self) -> Tensor:
-        """(c, H, N): 2 (Re C, -Im C), modes beyond the bandlimit set to zero."""
-        keep = 2.0 * self.below_bandlimit(self.A_imag)
-        return torch.cat([wide(self.C)[..., 0] * keep, -wide(self.C)[..., 1] * keep], -1)
+    def readout(self) -> Tensor:
+        """(c, H, N): 2 (Re C, -Im C), modes above the band limit set to zero, float64."""
+        C = self.masked(2 * wide(self.C), self.A_imag)
+        return torch.cat([C[..., 0], -C[..., 1]], -1)

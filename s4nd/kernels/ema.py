@@ -1,19 +1,20 @@
 """EMA: the multi-dimensional damped exponential moving average of Mega (arXiv 2209.10655).
 
 x_k = q x_{k-1} + p β u_k and y_k = γ·x_k / √N with p = σ(α), q = 1 - p σ(δ): K[l] = Σ_n (γ_n/√N) p_n β_n q_nˡ.
-All is real. Shape legend: see base.py; N real decays a feature.
+All is real. Shape legend: see base.py; N real decays per feature.
 """
 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from s4nd.kernels.base import Kernel, check_length_and_step, wide
+from s4nd.kernels.base import RecurrentKernel, empty_parameters
+from s4nd.ops import at_least_float32, wide
 from s4nd.ops.exponentials import block_split
 
 
-class EMAKernel(Kernel):
+class EMAKernel(RecurrentKernel):
     """Damped moving averages, weighted by trained γ.
 
     At another step the decay of a sample is q^step, and its weight is that of an input held over the step,
@@ -21,15 +22,12 @@ class EMAKernel(Kernel):
 
     Args:
         d_model: H, number of features.
-        channels: kernels a feature, which share α, δ and β.
-        d_state: N, moving averages a feature (the paper takes 16).
+        channels: c, kernels per feature, which share α, δ and β.
+        d_state: N, moving averages per feature (the paper takes 16).
 
     Raises:
         ValueError: for sizes below 1.
     """
-
-    has_recurrence = True
-    unit: Tensor
 
     def __init__(
         self,
@@ -43,17 +41,12 @@ class EMAKernel(Kernel):
         super().__init__(d_model, channels)
         if d_state < 1:
             raise ValueError(f'd_state must be at least 1, got {d_state}')
-        self.d_state = d_state
-
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-
-        self.alpha = parameter(d_model, d_state)
-        self.delta = parameter(d_model, d_state)
-        self.beta = parameter(d_model, d_state)
-        self.gamma = parameter(channels, d_model, d_state)
-        # The sample to which α speaks, in samples of the training grid: σ(α) < 1 leaves no room for a longer one.
-        self.register_buffer('unit', torch.empty((), device=device, dtype=dtype))
+        self.d_state, self.state_shape = d_state, (d_model, d_state)
+        empty = empty_parameters(device, dtype)
+        self.alpha = empty(d_model, d_state)
+        self.delta = empty(d_model, d_state)
+        self.beta = empty(d_model, d_state)
+        self.gamma = empty(channels, d_model, d_state)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -65,15 +58,9 @@ class EMAKernel(Kernel):
             self.beta[:, 0::2] += 1
             self.beta[:, 1::2] -= 1
             self.gamma.normal_()
-            self.unit.fill_(1.0)
 
-    def rescale_time(self, factor: float) -> None:
-        with torch.no_grad():
-            self.unit.mul_(factor)
-
-    def forward(self, length: int, step: float = 1.0) -> Tensor:
-        """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
-        check_length_and_step(length, step)
+    def taps(self, length: int, step: float) -> Tensor:
+        """See `Kernel.taps`."""
         log_q, weight = self._discretize(step)
         return self._decays(self._readout() * weight, log_q, length)
 
@@ -86,18 +73,12 @@ class EMAKernel(Kernel):
         left = weight[:, :, None] * left  # (c, H, rows, N)
         taps = torch.bmm(left.transpose(0, 1).flatten(1, 2), right)  # (H, c·rows, columns)
         taps = taps.reshape(self.d_model, self.channels, rows * columns)[..., :length].transpose(0, 1)
-        return taps.to(torch.promote_types(self.gamma.dtype, torch.float32))
+        return taps.to(at_least_float32(self.gamma.dtype))
 
-    def init_state(self, batch: int) -> dict[str, Tensor]:
-        """{'x': (B, H, N)}."""
-        dtype = torch.promote_types(self.gamma.dtype, torch.float32)
-        return {'x': torch.zeros(batch, self.d_model, self.d_state, device=self.gamma.device, dtype=dtype)}
-
-    def system(self, step: float = 1.0) -> list[Tensor]:
-        """The one-step form [decay, input weight, readout], for `advance`."""
-        dtype = torch.promote_types(self.gamma.dtype, torch.float32)
+    def discretized(self, step: float) -> list[Tensor]:
+        """Decay, input weight and readout."""
         log_q, weight = self._discretize(step)
-        return [t.to(dtype) for t in [log_q.exp(), weight, self._readout()]]
+        return [log_q.exp(), weight, self._readout()]
 
     @staticmethod
     def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -107,18 +88,15 @@ class EMAKernel(Kernel):
         return (readout * x[:, None]).sum(-1), x
 
     def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
-        """See `Kernel.response`; x (H, N)."""
+        """See `RecurrentKernel.response`; x (H, N)."""
+        self.refresh()
         return self._decays(self._readout() * wide(x), self._discretize(step)[0], length)
-
-    def step(self, u: Tensor, state: dict[str, Tensor], step: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-        y, x = self.advance(u, state['x'], self.system(step))
-        return y.to(u.dtype), {'x': x}
 
     def _discretize(self, step: float) -> tuple[Tensor, Tensor]:
         """log q·step and the weight of an input, each (H, N), float64."""
         p = torch.sigmoid(wide(self.alpha))
         forgotten = p * torch.sigmoid(wide(self.delta))  # 1 - q
-        log_q = torch.log1p(-forgotten) * (wide(self.unit) * step)
+        log_q = torch.log1p(-forgotten) * step
         return log_q, p * wide(self.beta) * -torch.expm1(log_q) / forgotten
 
     def _readout(self) -> Tensor:

@@ -8,10 +8,12 @@ up to the scale of the state (hippo.Memory('legt')). Shape legend: see base.py.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from s4nd.kernels.base import wide
+from s4nd.kernels.base import check_state, check_time, empty_parameters
 from s4nd.kernels.dense import DenseKernel
+from s4nd.ops import wide
 
 
 class LMUKernel(DenseKernel):
@@ -21,7 +23,7 @@ class LMUKernel(DenseKernel):
 
     Args:
         d_model: H, number of features.
-        channels: kernels a feature.
+        channels: c, kernels per feature.
         d_state: N, number of polynomials, even.
         theta: θ, the window in samples of the training grid; None is 1/dt_min, the longest timescale of other kernels.
         dt_min: see theta.
@@ -39,38 +41,43 @@ class LMUKernel(DenseKernel):
         *,
         channels: int = 1,
         d_state: int = 64,
-        theta: float | None = None,
         dt_min: float = 1e-3,
         bandlimit: float | None = None,
+        theta: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        super().__init__(d_model, channels)
+        check_state(d_model, d_state, 1)
         if theta is not None and not 0 < theta < math.inf:
             raise ValueError(f'theta must be a positive number of samples, got {theta}')
-        dt = dt_min if theta is None else 1 / theta
-        super().__init__(d_model, channels, d_state, 1, dt, dt, bandlimit, device, dtype)
-        # log(1/θ): in the state dict, changed by rescale_time, and not trained.
-        self.register_buffer('log_dt', torch.empty(1, 1, device=device, dtype=dtype))
-        self.C = nn.Parameter(torch.empty(channels, d_model, d_state, device=device, dtype=dtype))
+        check_time(dt_min, dt_min, bandlimit)
+        self.d_state, self.state_shape = d_state, (d_model, d_state)
+        self.theta = 1 / dt_min if theta is None else float(theta)
+        self.bandlimit = math.inf if bandlimit is None else float(bandlimit)
+        self.C = empty_parameters(device, dtype)(channels, d_model, d_state)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialize C, and θ to its first value."""
+        """Initialize C."""
         with torch.no_grad():
             degree = torch.arange(self.d_state, device=self.C.device, dtype=torch.float32)
             self.C.normal_().div_((2 * degree + 1).sqrt())
-        self.reset_time()
 
-    def _discretize(self, step: float) -> tuple[Tensor, Tensor]:
+    def matrices(self, step: float) -> tuple[Tensor, Tensor]:
+        """See `DenseKernel`."""
         A, B = legendre_delay(self.d_state, self.C.device)
         # exp [[A, B], [0, 0]]t = [[Ā, B̄], [0, 1]]
-        both = torch.nn.functional.pad(torch.cat([A, B[:, None]], 1), (0, 0, 0, 1))
-        both = torch.matrix_exp(both * (wide(self.log_dt).exp() * step))[None]
+        both = F.pad(torch.cat([A, B[:, None]], 1), (0, 0, 0, 1))
+        both = torch.matrix_exp(both * (step / self.theta))[None]
         return both[:, :-1, :-1], both[:, :-1, -1]
 
-    def _readout(self) -> Tensor:
-        degree = torch.arange(self.d_state, device=self.C.device, dtype=torch.float32)
-        return wide(self.C) * self.below_bandlimit(math.pi * degree[None])
+    def readout(self) -> Tensor:
+        """See `DenseKernel`."""
+        if self.bandlimit == math.inf:
+            return wide(self.C)
+        degree = torch.arange(self.d_state, device=self.C.device)
+        return wide(self.C) * (degree / (2 * self.theta) < self.bandlimit / 2)
 
 
 def legendre_delay(d_state: int, device: torch.device) -> tuple[Tensor, Tensor]:

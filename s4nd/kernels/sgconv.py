@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from s4nd.kernels.base import Kernel, check_axis, check_length_and_step, wide
+from s4nd.kernels.base import Kernel, check_axis
+from s4nd.ops import at_least_float32, wide
 
 
 class SGConvKernel(Kernel):
@@ -21,7 +22,7 @@ class SGConvKernel(Kernel):
 
     Args:
         d_model: H, number of features.
-        channels: kernels a feature.
+        channels: c, kernels per feature.
         d_state: d, taps of a sub-kernel, at most the length.
         length: of the axis, in samples of the training grid.
 
@@ -31,7 +32,6 @@ class SGConvKernel(Kernel):
         ValueError: for sizes below 1, or a length that is not known (infinite) or below 1.
     """
 
-    unit: Tensor
     norm: Tensor
 
     def __init__(
@@ -49,40 +49,35 @@ class SGConvKernel(Kernel):
         if d_state < 1:
             raise ValueError(f'd_state must be at least 1, got {d_state}')
         self.initial_length = math.ceil(length)
-        self.taps = min(d_state, self.initial_length)
-        self.scales = 1 + math.ceil(math.log2(self.initial_length / self.taps))
-        self.weight = nn.Parameter(torch.empty(channels, d_model, self.scales, self.taps, device=device, dtype=dtype))
+        self.sub_length = min(d_state, self.initial_length)
+        self.scales = 1 + math.ceil(math.log2(self.initial_length / self.sub_length))
+        self.weight = nn.Parameter(
+            torch.empty(channels, d_model, self.scales, self.sub_length, device=device, dtype=dtype)
+        )
         self.register_buffer('norm', torch.empty(channels, d_model, 1, device=device, dtype=dtype))
-        # The tap of the first scale, in samples of the training grid.
-        self.register_buffer('unit', torch.empty((), device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialize: weights from N(0, 1), and the norm of the kernel they give."""
         with torch.no_grad():
             self.weight.normal_()
-            self.unit.fill_(1.0)
             self.norm.fill_(1.0)
             self.norm.copy_(self.forward(self.initial_length).norm(dim=-1, keepdim=True))
 
-    def rescale_time(self, factor: float) -> None:
-        with torch.no_grad():
-            self.unit.mul_(factor)
-
-    def forward(self, length: int, step: float = 1.0) -> Tensor:
-        """Taps (channels, d_model, length) at spacing `step`; raises ValueError unless length >= 1 and step > 0."""
-        check_length_and_step(length, step)
-        width = wide(self.unit) * step
-        t = (torch.arange(length, device=width.device, dtype=width.dtype) + 0.5) * width  # in taps of the first scale
-        ends = self.taps * torch.exp2(torch.arange(self.scales, device=t.device, dtype=t.dtype))  # scale i: d·2^i
+    def taps(self, length: int, step: float) -> Tensor:
+        """See `Kernel.taps`."""
+        t = (
+            torch.arange(length, device=self.weight.device, dtype=wide(self.weight[:0]).dtype) + 0.5
+        ) * step  # in taps of the first scale
+        ends = self.sub_length * torch.exp2(torch.arange(self.scales, device=t.device, dtype=t.dtype))  # scale i: d·2^i
         scale = (t[:, None] >= ends[:-1]).to(t.dtype).sum(-1)
         stretch = torch.exp2((scale - 1).clamp(min=0.0))
-        start = torch.where(scale > 0, self.taps * stretch, torch.zeros_like(stretch))
-        place = ((t - start) / stretch - 0.5).clamp(0.0, float(self.taps - 1))
+        start = torch.where(scale > 0, self.sub_length * stretch, torch.zeros_like(stretch))
+        place = ((t - start) / stretch - 0.5).clamp(0.0, float(self.sub_length - 1))
         left = place.floor()
-        index = (scale * self.taps + left).long()
+        index = (scale * self.sub_length + left).long()
         weight = wide(self.weight).flatten(2)
         right = weight.index_select(2, (index + 1).clamp(max=weight.shape[2] - 1))  # unused where place is whole
         taps = torch.lerp(weight.index_select(2, index), right, (place - left).expand_as(right))
-        taps = taps * (width * torch.exp2(-scale) * (t < ends[-1])) / wide(self.norm)
-        return taps.to(torch.promote_types(self.weight.dtype, torch.float32))
+        taps = taps * (step * torch.exp2(-scale) * (t < ends[-1])) / wide(self.norm)
+        return taps.to(at_least_float32(self.weight.dtype))

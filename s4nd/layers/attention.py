@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s4nd.kernels.base import wide
-from s4nd.layers.checks import check_clip, check_sample
-from s4nd.ops import toeplitz
-
-State = dict[str, Tensor]
+from s4nd.layers.base import check_sample, check_signal, check_unit_step
+from s4nd.layers.streaming import State
+from s4nd.ops import toeplitz, wide
 
 
 class RotaryBias(nn.Module):
@@ -24,6 +22,8 @@ class RotaryBias(nn.Module):
     bias(i - j) = ⟨R_i α, R_j β⟩, where R_i turns every pair of entries by an angle proportional to i: a sum of waves
     of fixed wavelengths, 2π … 2π·10⁴ samples, which knows lags of any size.
     """
+
+    max_length = math.inf
 
     def __init__(
         self,
@@ -54,54 +54,214 @@ class RotaryBias(nn.Module):
         return (even @ angle.cos().T + odd @ angle.sin().T).to(self.alpha.dtype)
 
 
-def chunk_bias(bias: RotaryBias, size: int, causal: bool) -> Tensor:
-    """What is added to the logits of a chunk of `size` samples, (n, size, size); -inf for keys after their query."""
-    lags = torch.arange(1 - size, size, device=bias.alpha.device)
-    table = bias(lags)
-    if causal:
-        table = table.masked_fill(lags < 0, -math.inf)
-    return toeplitz(table[None], size - 1, size)[0].mT
+class LagTable(nn.Module):
+    """A trained number per lag that is added to attention logits, a head at a time (the 'simple' bias of Mega).
 
-
-def chunked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q kᵀ/√E + bias) v inside chunks: q, k (B, n, L, E), v (B, n, L, V), bias (n, c, c) -> (B, n, L, V).
-
-    c <= L is the size of a chunk; a last, shorter one takes the upper left part of the bias.
+    Args:
+        num_heads: n.
+        max_length: M, most samples that see each other; lags are below it.
     """
-    chunk, length = bias.shape[-1], q.shape[2]
-    whole = length - length % chunk
-    parts = []
-    if whole:
-        chunks = [t[:, :, :whole].unflatten(2, (-1, chunk)).transpose(1, 2).flatten(0, 1) for t in (q, k, v)]
-        y = F.scaled_dot_product_attention(*chunks, attn_mask=bias.to(q.dtype))  # (B·L/c, n, c, V)
-        parts.append(y.unflatten(0, (len(q), -1)).transpose(1, 2).flatten(2, 3))
-    if whole < length:
-        rest = length - whole
-        tails = [t[:, :, whole:] for t in (q, k, v)]
-        parts.append(F.scaled_dot_product_attention(*tails, attn_mask=bias[:, :rest, :rest].to(q.dtype)))
-    return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+
+    def __init__(
+        self,
+        num_heads: int,
+        max_length: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if max_length < 1:
+            raise ValueError(f'max_length must be at least 1, got {max_length}')
+        self.max_length = max_length
+        self.weight = nn.Parameter(torch.empty(num_heads, 2 * max_length - 1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As published: N(0, 0.02²)."""
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, lags: Tensor) -> Tensor:
+        """Lags (K,), query minus key -> bias (n, K)."""
+        return self.weight.index_select(1, self.max_length - 1 - lags)
 
 
-def attention_state(batch: int, num_heads: int, key_width: int, value_width: int, like: Tensor) -> State:
-    """'keys' (B, n, 0, E) and 'values' (B, n, 0, V): no sample yet; they grow with the chunk, then begin anew."""
-    return {
-        'keys': like.new_zeros(batch, num_heads, 0, key_width),
-        'values': like.new_zeros(batch, num_heads, 0, value_width),
-    }
+class ChunkedAttention(nn.Module):
+    """Attention inside chunks: weights(q kᵀ + bias) v, with q, k (B, n, L, E) and v (B, n, L, V) -> (B, n, L, V).
+
+    The last chunk may be shorter. With m keys that a query may see, the weights are
+
+        'softmax'   softmax(q·k/√E + bias)
+        'laplace'   ½ (1 + erf((s - √½) / (√2 √(1/4π)))),  s = q·k/m + bias     not normalized
+        'relu2'     max(s, 0)²                                                  not normalized
+
+    (arXiv 2209.10655, section 3.2 and appendix). m is the number of keys in the chunk up to the query where attention
+    is causal, else that of all keys in the chunk, padded ones left out, and at least 1.
+
+    Args:
+        bias: a function of the lag, `RotaryBias` or `LagTable`.
+        chunk: c; None: the whole axis.
+        kind: 'softmax', 'laplace' or 'relu2'.
+        causal: whether a query sees no later keys.
+        dropout: on the weights, in training.
+
+    Raises:
+        ValueError: for an unknown kind, a chunk below 1, and in the forward for chunks longer than the bias knows.
+    """
+
+    def __init__(
+        self, bias: RotaryBias | LagTable, *, chunk: int | None, kind: str, causal: bool, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        check_chunk(chunk)
+        if kind not in KINDS:
+            raise ValueError(f'unknown attention {kind!r}: expected one of {", ".join(KINDS)}')
+        self.bias, self.chunk, self.kind, self.causal, self.dropout = bias, chunk, kind, causal, dropout
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Attend over a clip; padding (B, L) is true for keys that nothing may see.
+
+        Where all keys of a chunk are padded, softmax ignores the padding.
+        """
+        parts = []
+        for first, last, size in self._groups(q.shape[2]):
+            # (B·chunks, n, size, …)
+            one = [_chunks(t[:, :, first:last], size) for t in (q, k, v)]
+            hidden = None if padding is None else padding[:, first:last].reshape(-1, size)
+            parts.append(_unchunks(self._attend(*one, self._table(size), hidden), len(q), last - first))
+        return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+
+    def weights(self, q: Tensor, k: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Compute the weights of a clip alone, (B, n, chunks, c, c), rows for queries; zero beyond the clip's end."""
+        parts = []
+        full = min(self.chunk or q.shape[2], q.shape[2])
+        for first, last, size in self._groups(q.shape[2]):
+            one = [_chunks(t[:, :, first:last], size) for t in (q, k)]
+            hidden = None if padding is None else padding[:, first:last].reshape(-1, size)
+            weights = self._weights(*one, self._table(size), hidden)
+            weights = F.pad(weights, (0, full - size, 0, full - size))
+            parts.append(weights.unflatten(0, (len(q), (last - first) // size)).transpose(1, 2))
+        return torch.cat(parts, 2)
+
+    def init_state(self, batch: int, num_heads: int, key_width: int, value_width: int, like: Tensor) -> State:
+        """'keys' (B, n, 0, E) and 'values' (B, n, 0, V): no sample yet; they grow with the chunk, then begin anew."""
+        return {
+            'keys': like.new_zeros(batch, num_heads, 0, key_width),
+            'values': like.new_zeros(batch, num_heads, 0, value_width),
+        }
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
+        """One sample of a causal clip: q, k (B, n, E), v (B, n, V) -> (B, n, V) and the new state."""
+        begins = state['keys'].shape[2] == self.chunk
+        k, v = k[:, :, None], v[:, :, None]
+        keys = k if begins else torch.cat([state['keys'], k], 2)
+        values = v if begins else torch.cat([state['values'], v], 2)
+        seen = keys.shape[2]
+        self._check_size(seen)
+        lags = torch.arange(seen - 1, -1, -1, device=keys.device)
+        y = self._attend(q[:, :, None], keys, values, self.bias(lags)[:, None])
+        return y[:, :, 0], {'keys': keys, 'values': values}
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
+        """Go on from any state of a causal clip: q, k (B, n, L, E), v (B, n, L, V) -> (B, n, L, V) and the new state."""
+        keys, values, length = state['keys'], state['values'], q.shape[2]
+        if keys.shape[2] == self.chunk:
+            keys, values = keys[:, :, :0], values[:, :, :0]
+        seen = keys.shape[2]
+        first = length if self.chunk is None else min(length, self.chunk - seen)  # samples that end the chunk at hand
+        keys, values = torch.cat([keys, k[:, :, :first]], 2), torch.cat([values, v[:, :, :first]], 2)
+        table = self._table(seen + first)[:, seen:]
+        clean_keys, clean_values, tainted = _without_nans(keys, values, seen + first)
+        y = self._attend(q[:, :, :first], clean_keys, clean_values, table)
+        y = y.masked_fill(tainted[:, :, seen:], torch.nan)
+        rest = length - first
+        if rest:
+            q, k, v = (t[:, :, first:] for t in (q, k, v))
+            clean_keys, clean_values, tainted = _without_nans(k, v, self.chunk)
+            more = self(q, clean_keys, clean_values)
+            y = torch.cat([y, more.masked_fill(tainted, torch.nan)], 2)
+            last = (rest - 1) % self.chunk + 1
+            keys, values = k[:, :, rest - last :], v[:, :, rest - last :]
+        return y, {'keys': keys, 'values': values}
+
+    def _groups(self, length: int) -> list[tuple[int, int, int]]:
+        """First and last sample, and size of a chunk, of the whole chunks and of the rest."""
+        chunk = min(self.chunk or length, length)
+        whole = length - length % chunk
+        return [(0, whole, chunk)] + ([(whole, length, length - whole)] if whole < length else [])
+
+    def _table(self, size: int) -> Tensor:
+        """The bias of a chunk of `size` samples, (n, size, size); -inf for keys that the query may not see."""
+        self._check_size(size)
+        lags = torch.arange(1 - size, size, device=next(self.bias.parameters()).device)
+        table = self.bias(lags)
+        if self.causal:
+            table = table.masked_fill(lags < 0, -math.inf)
+        return toeplitz(table[None], size - 1, size)[0].mT
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        if self.kind == 'softmax':
+            mask = self._softmax_mask(bias.to(q.dtype), padding)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return F.dropout(self._weights(q, k, bias, padding), dropout) @ v
+
+    def _weights(self, q: Tensor, k: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
+        scores = q @ k.mT
+        if self.kind == 'softmax':
+            return (scores / math.sqrt(q.shape[-1]) + self._softmax_mask(bias.to(q.dtype), padding)).softmax(-1)
+        hidden = bias == -math.inf  # (n, queries, keys)
+        if padding is None or self.causal:
+            keys = (~hidden).sum(-1, keepdim=True)
+        else:
+            keys = (~padding).sum(-1).clamp(min=1)[:, None, None, None]
+        # (Infinite scores would have NaN for second derivatives.)
+        scores = scores / keys + bias.masked_fill(hidden, 0.0).to(q.dtype)
+        if padding is not None:
+            hidden = hidden | padding[:, None, None]
+        return _LAWS[self.kind](scores).masked_fill(hidden, 0.0)
+
+    @staticmethod
+    def _softmax_mask(bias: Tensor, padding: Tensor | None) -> Tensor:
+        if padding is None:
+            return bias
+        padding = padding & ~padding.all(-1, keepdim=True)
+        return bias.masked_fill(padding[:, None, None], -math.inf)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.bias.max_length:
+            raise ValueError(f'the bias knows lags below {self.bias.max_length}, got {size} samples that see each other')
 
 
-def attention_step(
-    q: Tensor, k: Tensor, v: Tensor, state: State, bias: RotaryBias, chunk: int | None
-) -> tuple[Tensor, State]:
-    """One sample of `chunked_attention`: q, k (B, n, E), v (B, n, V) -> (B, n, V) and the new state."""
-    begins = state['keys'].shape[2] == chunk
-    k, v = k[:, :, None], v[:, :, None]
-    keys = k if begins else torch.cat([state['keys'], k], 2)
-    values = v if begins else torch.cat([state['values'], v], 2)
-    seen = keys.shape[2]
-    lags = torch.arange(seen - 1, -1, -1, device=keys.device)
-    y = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=bias(lags)[:, None].to(q.dtype))
-    return y[:, :, 0], {'keys': keys, 'values': values}
+def _laplace(scores: Tensor) -> Tensor:
+    """The distribution function of a normal variable of mean √½ and variance 1/4π, in the published decimals."""
+    return (1 + torch.erf((scores - 0.707107) / (0.282095 * math.sqrt(2)))) / 2
+
+
+_LAWS = {'laplace': _laplace, 'relu2': lambda scores: F.relu(scores).square()}
+KINDS = ('softmax', *_LAWS)
+
+
+def _chunks(t: Tensor, size: int) -> Tensor:
+    """(B, n, chunks·size, E) -> (B·chunks, n, size, E)."""
+    return t.unflatten(2, (t.shape[2] // size, size)).transpose(1, 2).flatten(0, 1)
+
+
+def _unchunks(t: Tensor, batch: int, length: int) -> Tensor:
+    """(B·chunks, n, size, V) -> (B, n, chunks·size, V)."""
+    return t.unflatten(0, (batch, length // t.shape[2])).transpose(1, 2).flatten(2, 3)
+
+
+def _without_nans(k: Tensor, v: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values with zeros for what is not finite, and which samples of a chunk come after it (B, n, L, 1).
+
+    A masked key with a NaN would spread it to the samples before.
+    """
+    bad = ~(k.isfinite().all(-1) & v.isfinite().all(-1))  # (B, n, L)
+    length = bad.shape[2]
+    parts = F.pad(bad, (0, -length % chunk)).unflatten(2, (-(-length // chunk), chunk))
+    tainted = (parts.cumsum(-1) > 0).flatten(2)[..., :length, None]
+    return k.masked_fill(bad[..., None], 0.0), v.masked_fill(bad[..., None], 0.0), tainted
 
 
 def check_chunk(chunk: int | None) -> None:
@@ -136,14 +296,14 @@ class LocalAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_chunk(chunk)
         if num_heads < 1 or d_model % num_heads:
             raise ValueError(f'num_heads must divide d_model, got num_heads={num_heads} and d_model={d_model}')
         place = {'device': device, 'dtype': dtype}
-        self.d_model, self.num_heads, self.chunk = d_model, num_heads, chunk
+        self.d_model, self.num_heads, self.head_width, self.chunk = d_model, num_heads, d_model // num_heads, chunk
         self.norm = nn.LayerNorm(d_model, **place)
         self.qkv = nn.Linear(d_model, 3 * d_model, **place)
-        self.bias = RotaryBias(num_heads, max(1, d_model // num_heads // 2), **place)
+        bias = RotaryBias(num_heads, max(1, d_model // num_heads // 2), **place)
+        self.attention = ChunkedAttention(bias, chunk=chunk, kind='softmax', causal=True)
         self.out = nn.Linear(d_model, d_model, **place)
         self.mlp = nn.Sequential(
             nn.LayerNorm(d_model, **place),
@@ -152,28 +312,38 @@ class LocalAttention(nn.Module):
             nn.Linear(expand * d_model, d_model, **place),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_clip(x, self.d_model)
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
+        """Transform x (B, C, L); with a state, go on from it and return the output and the state after x."""
+        check_signal(x, self.d_model, 1)
         x = x.transpose(1, 2)  # (B, L, C)
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = chunk_bias(self.bias, min(self.chunk or x.shape[1], x.shape[1]), causal=True)
-        y = chunked_attention(q, k, v, bias)  # (B, n, L, C/n)
-        return self._output(x, y.transpose(1, 2).flatten(2)).transpose(1, 2)
+        q, k, v = (
+            self.qkv(self.norm(x))
+            .unflatten(-1, (3, self.num_heads, self.d_model // self.num_heads))
+            .permute(2, 0, 3, 1, 4)
+        )
+        if state is None:
+            y, after = self.attention(q, k, v), None  # (B, n, L, C/n)
+        else:
+            y, after = self.attention.run(q, k, v, state)
+        y = self._output(x, y.transpose(1, 2).flatten(2)).transpose(1, 2)
+        return y if after is None else (y, after)
 
     def init_state(self, batch: int) -> State:
-        """The state before the first sample: keys and values of the chunk, (B, n, samples so far, C/n) each."""
-        width = self.d_model // self.num_heads
-        return attention_state(batch, self.num_heads, width, width, self.out.weight)
+        """Make the state before the first sample: keys and values of the chunk, (B, n, samples so far, C/n) each."""
+        return self.attention.init_state(batch, self.num_heads, self.head_width, self.head_width, self.out.weight)
 
-    def system(self) -> list[Tensor]:
-        """Nothing is discretized here."""
+    def system(self, step: float = 1.0) -> list[Tensor]:
+        """Return nothing: there is nothing to discretize. Raises ValueError unless step is 1."""
+        check_unit_step(step)
         return []
 
     def step(self, x: Tensor, state: State, system: list[Tensor] | None = None) -> tuple[Tensor, State]:
-        """One sample (B, C) -> (B, C) and the new state; `state` is left as it was. Raises ValueError as `forward`."""
+        """Take one sample (B, C) -> (B, C) and the new state; `state` is left as it was. Raises as `forward`."""
         check_sample(x, self.d_model)
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (B, n, C/n)
-        y, state = attention_step(q, k, v, state, self.bias, self.chunk)
+        q, k, v = (
+            self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_width)).unbind(1)
+        )  # (B, n, C/n)
+        y, state = self.attention.step(q, k, v, state)
         return self._output(x, y.flatten(1)), state
 
     def _output(self, x: Tensor, y: Tensor) -> Tensor:

@@ -1,31 +1,35 @@
 """GSS: a gated layer around a state space of reduced width, and its hybrid with local attention (arXiv 2206.13947).
 
-Shape legend: B = batch, C = d_model, L = length, F = expand·C, H = C/reduce.
+Shape legend: B = batch, C = d_model, L = length, F = expand·C, H = d_ssm.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s4nd.kernels.gss import GSSKernel
-from s4nd.layers.attention import LocalAttention, State
-from s4nd.layers.checks import check_clip, check_sample
-from s4nd.ops import separable_conv
+from s4nd.kernels import GSSKernel
+from s4nd.layers.attention import LocalAttention
+from s4nd.layers.base import check_sample, check_signal, check_unit_step
+from s4nd.layers.streaming import State, scoped, within
+from s4nd.ops import run_recurrence, separable_conv
 
 
 class GSS(nn.Module):
     """y = x + W_o(u ∘ W_g s), u = GELU(W_u x̂) of width F, s = DSS(v) + D ∘ v, v = norm(GELU(W_v x̂)) of width H.
 
-    x̂ = norm(x). The long convolution, the expensive part of a state-space layer, sees C/reduce features only; gates of
+    x̂ = norm(x). The long convolution, the expensive part of a state-space layer, sees H features only; gates of
     width expand·C make up for it.
 
     Args:
-        d_model: C, a multiple of `reduce`.
+        d_model: C.
         expand: width of the gate over d_model.
-        reduce: d_model over the width of the state space.
+        d_ssm: H, width of the state space; None is C/4 (released default: 256).
         d_state: N of its kernel, even; N/2 modes, shared by all features (the paper's 512 are d_state=1024).
+        reverse: whether time runs backwards; such a layer sees the future alone and does not stream.
 
-    `forward`: (B, C, L) -> (B, C, L), causal, any length. `step`: one sample (B, C) and a state -> (B, C) and the new
+    `forward`: (B, C, L) -> (B, C, L), causal unless `reverse`, any length. `step`: one sample (B, C) and a state -> (B, C) and the new
     state; stepping through a clip from `init_state` equals the forward.
 
     Raises:
@@ -37,40 +41,52 @@ class GSS(nn.Module):
         d_model: int,
         *,
         expand: int = 4,
-        reduce: int = 4,
+        d_ssm: int | None = None,
         d_state: int = 1024,
+        reverse: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if expand < 1:
-            raise ValueError(f'expand must be at least 1, got {expand}')
-        if reduce < 1 or d_model % reduce:
-            raise ValueError(f'reduce must divide d_model, got reduce={reduce} and d_model={d_model}')
-        place = {'device': device, 'dtype': dtype}
-        self.d_model, self.inner, self.width = d_model, expand * d_model, d_model // reduce
-        self.norm = nn.LayerNorm(d_model, **place)
-        self.inputs = nn.Linear(d_model, self.inner + self.width, bias=False, **place)  # W_u and W_v
-        self.norm_ssm = nn.LayerNorm(self.width, **place)
-        self.kernel = GSSKernel(self.width, d_state=d_state, **place)
-        self.D = nn.Parameter(torch.empty(self.width, **place))
-        self.gate = nn.Linear(self.width, self.inner, bias=False, **place)
-        self.out = nn.Linear(self.inner, d_model, **place)
+        d_ssm = d_model // 4 if d_ssm is None else d_ssm
+        if expand < 1 or d_ssm < 1:
+            raise ValueError(f'expand and d_ssm must be at least 1, got expand={expand} and d_ssm={d_ssm}')
+        dd = {'device': device, 'dtype': dtype}
+        self.d_model, self.inner, self.width, self.reverse = d_model, expand * d_model, d_ssm, reverse
+        self.norm = nn.LayerNorm(d_model, **dd)
+        self.inputs = nn.Linear(d_model, self.inner + self.width, bias=False, **dd)  # W_u and W_v
+        self.norm_ssm = nn.LayerNorm(self.width, **dd)
+        self.kernel = GSSKernel(self.width, d_state=d_state, **dd)
+        self.D = nn.Parameter(torch.empty(self.width, **dd))
+        self.gate = nn.Linear(self.width, self.inner, bias=False, **dd)
+        self.out = nn.Linear(self.inner, d_model, **dd)
         nn.init.normal_(self.D)
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_clip(x, self.d_model)
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
+        """Transform x (B, C, L); with a state, go on from it and return the output and the state after x."""
+        check_signal(x, self.d_model, 1)
         x = x.transpose(1, 2)  # (B, L, C)
         u, v = self._inputs(x)
-        s = separable_conv(v.transpose(1, 2), [self.kernel(x.shape[1])], [0], skip=self.D)  # (B, H, L)
-        return self._output(x, u, s.transpose(1, 2)).transpose(1, 2)
+        v = v.transpose(1, 2)  # (B, H, L)
+        if state is None:
+            taps = self.kernel(x.shape[1])
+            lags, center = (taps.flip(-1), taps.shape[-1] - 1) if self.reverse else (taps, 0)
+            s, after = separable_conv(v, [lags], [center], skip=self.D), None
+        else:
+            self._check_causal()
+            s, after = run_recurrence(self.kernel.advance, self.system(), v, state['x'])
+            s = s + self.D.to(v.dtype)[:, None] * v
+        y = self._output(x, u, s.transpose(1, 2)).transpose(1, 2)
+        return y if after is None else (y, {'x': after})
 
     def init_state(self, batch: int) -> State:
-        """The zero state: a flat dict of tensors, batch first."""
+        """Make the zero state: a flat dict of tensors, batch first. Raises ValueError for a layer in reverse."""
+        self._check_causal()
         return self.kernel.init_state(batch)
 
-    def system(self) -> list[Tensor]:
-        """The discretized recurrence: compute it once before a loop of `step` calls."""
+    def system(self, step: float = 1.0) -> list[Tensor]:
+        """Discretize the recurrence, once before a loop of `step` calls. Raises ValueError unless step is 1."""
+        check_unit_step(step)
         return self.kernel.system()
 
     def step(self, x: Tensor, state: State, system: list[Tensor] | None = None) -> tuple[Tensor, State]:
@@ -85,6 +101,10 @@ class GSS(nn.Module):
         u, v = F.gelu(self.inputs(self.norm(x))).split([self.inner, self.width], -1)
         return u, self.norm_ssm(v)
 
+    def _check_causal(self) -> None:
+        if self.reverse:
+            raise ValueError('a GSS layer in reverse needs the whole clip and cannot stream')
+
     def _output(self, x: Tensor, u: Tensor, s: Tensor) -> Tensor:
         return x + self.out(u * self.gate(s))
 
@@ -98,7 +118,7 @@ class GSSHybrid(nn.Module):
         attention_every: of each this many layers the second is attention; at least 2.
         chunk, num_heads: of the attention.
         expand: of the gates and of the MLP after attention.
-        reduce, d_state: as GSS.
+        d_ssm, d_state: as GSS.
 
     `forward`, `init_state`, `system` and `step` as GSS; the state of layer i is under 'layers.i.…'.
 
@@ -115,7 +135,7 @@ class GSSHybrid(nn.Module):
         chunk: int = 512,
         num_heads: int = 8,
         expand: int = 4,
-        reduce: int = 4,
+        d_ssm: int | None = None,
         d_state: int = 1024,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -125,34 +145,41 @@ class GSSHybrid(nn.Module):
             raise ValueError(
                 f'expected depth >= 1 and attention_every >= 2, got depth={depth} and attention_every={attention_every}'
             )
-        place = {'device': device, 'dtype': dtype}
+        dd = {'device': device, 'dtype': dtype}
         self.layers = nn.ModuleList(
-            LocalAttention(d_model, num_heads=num_heads, chunk=chunk, expand=expand, **place)
+            LocalAttention(d_model, num_heads=num_heads, chunk=chunk, expand=expand, **dd)
             if i % attention_every == 1
-            else GSS(d_model, expand=expand, reduce=reduce, d_state=d_state, **place)
+            else GSS(d_model, expand=expand, d_ssm=d_ssm, d_state=d_state, **dd)
             for i in range(depth)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
+        """Transform x (B, C, L); with a state, go on from it and return the output and the state after x."""
+        if state is None:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+        return self._through(x, state, lambda layer, x, own, i: layer(x, own))
 
     def init_state(self, batch: int) -> State:
-        """The state before the first sample: a flat dict of tensors, batch first."""
-        states = (layer.init_state(batch) for layer in self.layers)
-        return {f'layers.{i}.{key}': value for i, state in enumerate(states) for key, value in state.items()}
+        """Make the state before the first sample: a flat dict of tensors, batch first."""
+        state: State = {}
+        for i, layer in enumerate(self.layers):
+            state |= within(f'layers.{i}', layer.init_state(batch))
+        return state
 
-    def system(self) -> list[list[Tensor]]:
-        """The discretized recurrence of each layer: compute it once before a loop of `step` calls."""
-        return [layer.system() for layer in self.layers]
+    def system(self, step: float = 1.0) -> list[list[Tensor]]:
+        """Discretize the recurrence of each layer: compute it once before a loop of `step` calls."""
+        return [layer.system(step) for layer in self.layers]
 
     def step(self, x: Tensor, state: State, system: list[list[Tensor]] | None = None) -> tuple[Tensor, State]:
-        """One sample (B, C) -> (B, C) and the new state; `state` is left as it was. Raises ValueError as `forward`."""
+        """Take one sample (B, C) -> (B, C) and the new state; `state` is left as it was. Raises as `forward`."""
+        systems = self.system() if system is None else system
+        return self._through(x, state, lambda layer, x, own, i: layer.step(x, own, systems[i]))
+
+    def _through(self, x: Tensor, state: State, run: Callable[..., tuple[Tensor, State]]) -> tuple[Tensor, State]:
         new: State = {}
         for i, layer in enumerate(self.layers):
-            prefix = f'layers.{i}.'
-            own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            x, own = layer.step(x, own, None if system is None else system[i])
-            new |= {prefix + key: value for key, value in own.items()}
+            x, own = run(layer, x, scoped(state, f'layers.{i}'), i)
+            new |= within(f'layers.{i}', own)
         return x, new

@@ -16,12 +16,16 @@ u_k u_{k-1}² u_{k-2} for degree 3, and multiplies by sums over B̄ in place of 
 Shape legend: B = batch, H = d_model, L = length, p = degree; … = the state of a feature.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from s4nd.layers.memo import Memo
+from s4nd.layers.base import check_sample, check_signal
 from s4nd.layers.s4 import S4
+from s4nd.layers.streaming import State
 from s4nd.ops import separable_conv
 
 MODES = ('kb', 'pb')
@@ -48,17 +52,17 @@ class LiquidS4(S4):
     def __init__(
         self,
         d_model: int,
+        kernel: str = 's4',
         *,
         degree: int = 2,
         mode: str = 'pb',
-        kernel: str = 's4',
         d_state: int = 64,
         init: str | None = None,
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
-        n_ssm: int | None = None,
+        bandlimit: float | None = None,
         skip: bool = True,
-        kernel_options: dict | None = None,
+        kernel_args: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -67,34 +71,34 @@ class LiquidS4(S4):
         if mode not in MODES:
             raise ValueError(f"unknown mode '{mode}': expected one of {', '.join(MODES)}")
         super().__init__(
-            d_model,
-            kernel=kernel,
-            d_state=d_state,
-            init=init,
-            dt_min=dt_min,
-            dt_max=dt_max,
-            n_ssm=n_ssm,
-            skip=skip,
-            kernel_options=kernel_options,
-            device=device,
-            dtype=dtype,
-        )
+            d_model, None, kernel, d_state=d_state, init=init, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit,
+            skip=skip, kernel_args=kernel_args, device=device, dtype=dtype,
+        )  # fmt: skip
         self.degree, self.mode = degree, mode
-        self._liquid_memo = Memo()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, state: State | None = None, step: float | None = None
+    ) -> Tensor | tuple[Tensor, State]:
+        """See `S4.forward`."""
+        check_signal(x, self.d_model, 1)
+        _check_step(1.0 if step is None else step)
         u = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        y = super().forward(u)
-        products = _products(u, self.degree)  # (B, (p - 1)·H, L)
-        taps = self._remembered_taps(1 if self.mode == 'pb' else x.shape[2])
+        # Inputs before the clip: those of the state, or zeros.
+        before = None if state is None else state['past'].flip(1).transpose(1, 2).to(u.dtype)
+        products = _products(u, before, self.degree)  # (B, p - 1, H, L)
+        if state is not None:
+            return self._continued(x, u, products, state)
+        y = super().forward(u, step=1.0)
+        taps = self._liquid_taps(1 if self.mode == 'pb' else x.shape[2])
         if self.mode == 'pb':
-            products = products * taps.to(u.dtype)
+            products = products * taps[..., 0, None].to(u.dtype)
         else:
-            products = separable_conv(products, [taps[None]], [0], self.method)
-        return (y + products.unflatten(1, [-1, self.d_model]).sum(1)).to(x.dtype)
+            products = separable_conv(products.flatten(1, 2), [taps.flatten(0, 1)[None]], [0], self.method)
+            products = products.unflatten(1, (self.degree - 1, self.d_model))
+        return (y + products.sum(1)).to(x.dtype)
 
-    def init_state(self, batch: int) -> dict[str, Tensor]:
-        """{'x': the kernel's state, 'past': (B, p - 1, H), the last inputs, latest first}, all zero."""
+    def init_state(self, batch: int) -> State:
+        """Make the zero state: {'x': the kernel's state, 'past': (B, p - 1, H), the last inputs, latest first}."""
         state = super().init_state(batch)
         return {**state, 'past': state['x'].new_zeros(batch, self.degree - 1, self.d_model)}
 
@@ -105,18 +109,11 @@ class LiquidS4(S4):
             ValueError: unless step is 1.
         """
         _check_step(step)
-        gains = self._taps(1).reshape(self.degree - 1, self.d_model)
-        return [*super().system(), gains, torch.stack(self._impulses())]
+        return [*super().system(), self._liquid_taps(1)[..., 0], torch.stack(self._impulses())]
 
-    def set_step(self, axis: int, step: float | None) -> None:
-        """As S4ND.set_step, and raises ValueError unless step is 1 or None."""
-        _check_step(1.0 if step is None else step)
-        super().set_step(axis, step)
-
-    def step(
-        self, x: Tensor, state: dict[str, Tensor], system: list[Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One sample (B, H) -> (B, H) and the new state; `state` is left as it was. As S4.step."""
+    def step(self, x: Tensor, state: State, system: list[Tensor] | None = None) -> tuple[Tensor, State]:
+        """Take one sample (B, H) -> (B, H) and the new state; `state` is left as it was. See `S4.step`."""
+        check_sample(x, self.d_model)
         *linear, gains, impulses = self.system() if system is None else system
         past = state['past']
         u = x.to(past.dtype)
@@ -128,15 +125,26 @@ class LiquidS4(S4):
             after = after + (impulses * products.reshape(*products.shape, *[1] * (after.dim() - 2))).sum(1)
         return y.to(x.dtype), {'x': after, 'past': torch.cat([u[:, None], past[:, :-1]], 1)}
 
-    def _remembered_taps(self, length: int) -> Tensor:
-        if self.training or torch.compiler.is_compiling():
-            return self._taps(length)
-        tensors = [*self.kernels.parameters(), *self.kernels.buffers()]
-        return self._liquid_memo.get(length, tensors, lambda: self._taps(length))
+    def _continued(self, x: Tensor, u: Tensor, products: Tensor, state: State) -> tuple[Tensor, State]:
+        """The forward from a state: what products leave in it is pushed sample by sample, the rest by chunks."""
+        *linear, gains, impulses = self.system()
+        last = torch.cat([state['past'].flip(1).transpose(1, 2), u.to(state['past'].dtype)], 2)
+        past = last[..., last.shape[2] - self.degree + 1 :].flip(2).transpose(1, 2)
+        if self.mode == 'pb':
+            y, new = super().forward(u, {'x': state['x']})
+            return (y + (gains[..., None] * products).sum(1)).to(x.dtype), {**new, 'past': past}
+        outputs, inner = [], state
+        for t in range(u.shape[2]):
+            y_t, inner = self.step(u[..., t], inner, [*linear, gains, impulses])
+            outputs.append(y_t)
+        return torch.stack(outputs, -1).to(x.dtype), inner
 
-    def _taps(self, length: int) -> Tensor:
-        """κ_2 … κ_p: ((p - 1)·H, length)."""
-        return torch.cat([self.kernels[0].response(impulse, length)[0] for impulse in self._impulses()])
+    def _liquid_taps(self, length: int) -> Tensor:
+        """κ_2 … κ_p, (p - 1, H, length), from memory in evaluation."""
+        return self.remembered('liquid', length, self.kernels, lambda: self._compute_taps(length))
+
+    def _compute_taps(self, length: int) -> Tensor:
+        return torch.stack([self.kernels[0].response(impulse, length)[0] for impulse in self._impulses()])
 
     def _impulses(self) -> list[Tensor]:
         """B̄^q (H, …) for q = 2 … p; B̄ is what an impulse makes of the zero state."""
@@ -154,10 +162,15 @@ def _check_step(step: float) -> None:
         raise ValueError(f'neighboring samples are neighbors at one step only: expected 1, got {step}')
 
 
-def _products(u: Tensor, degree: int) -> Tensor:
-    """u_k u_{k-1}, u_k u_{k-1} u_{k-2} … up to `degree` factors, with zeros before the beginning: (B, (p - 1)·H, L)."""
+def _products(u: Tensor, before: Tensor | None, degree: int) -> Tensor:
+    """u_k u_{k-1}, u_k u_{k-1} u_{k-2} … up to `degree` factors: (B, H, L) -> (B, p - 1, H, L).
+
+    before: the p - 1 inputs (B, H, p - 1) before the first, oldest first; None: zeros.
+    """
+    length = u.shape[2]
+    whole = F.pad(u, (degree - 1, 0)) if before is None else torch.cat([before, u], 2)
     product, found = u, []
     for lag in range(1, degree):
-        product = product * F.pad(u, (lag, 0))[..., : u.shape[2]]
+        product = product * whole[..., degree - 1 - lag :][..., :length]
         found.append(product)
-    return torch.cat(found, 1)
+    return torch.stack(found, 1)

@@ -3,33 +3,37 @@
 A family module builds the four parts and hands them to `Backbone`, which gives them timm's interface (feature levels,
 pruning, checkpointing, head surgery, resizing). A stage is what yields one feature level.
 
-Shapes: B batch, C channels, (H, W) pixels, (h, w) positions of a feature map.
+Shapes: B batch, C channels, L1 … LD sizes of the axes: (H, W) pixels of images, (T, H, W) of clips, (h, w) and (t, h,
+w) positions of feature maps.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import LayerScale, LayerScale2d, get_device_dtype, trunc_normal_
+from timm.layers import LayerScale, get_device_dtype, trunc_normal_
 from timm.models import build_model_with_cfg, checkpoint_seq
 from timm.models._features import feature_take_indices
-from timm.models._input import update_model_input_size
+from timm.models._input import get_model_args, update_model_args, update_model_input_size
 from torch import Tensor, nn
 
 from s4nd.layers import S4ND
+from s4nd.models._arguments import complete, image_size, positive
 from s4nd.models._clip_conv import TimeConv
-from s4nd.models._parts import Grid, image_size, set_grids
+from s4nd.models._mixers import assign_grid, mixer_class
+from s4nd.models._parts import from_map, to_map
 from s4nd.optim import ssm_parameter_patterns
 
-_RESETTABLE = (S4ND, TimeConv, nn.LayerNorm, nn.BatchNorm2d, LayerScale, LayerScale2d)
+_RESETTABLE = (S4ND, TimeConv, nn.LayerNorm, nn.BatchNorm2d, nn.BatchNorm3d, LayerScale)
 
 
 class Stage(nn.Module):
     """Optional downsampling, then blocks that keep the size. One feature level.
 
     Args:
-        blocks: modules (B, C, h, w) -> (B, C, h, w).
-        downsample: module with `set_grid(grid) -> grid` that comes first, None for none.
+        blocks: modules (B, C, L1 … LD) -> the same.
+        downsample: module with `resize(grid) -> grid` that comes first, None for none.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None = None) -> None:
@@ -45,28 +49,32 @@ class Stage(nn.Module):
         return self.blocks(x)
 
     @torch.jit.ignore
-    def set_grid(self, grid: Grid) -> Grid:
-        """Re-anchor the layers to the grid that enters the stage; returns the grid that leaves it."""
+    def resize(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Take another training grid; returns the one that leaves the stage."""
         if not isinstance(self.downsample, nn.Identity):
-            grid = self.downsample.set_grid(grid)
-        set_grids(self.blocks, grid)
+            grid = self.downsample.resize(grid)
+        assign_grid(self.blocks, grid)
         return grid
 
 
 class Backbone(nn.Module):
-    """Base of the families: (B, in_chans, H, W) -> logits (B, num_classes).
+    """Base of the families: (B, in_chans, L1 … LD) -> logits (B, num_classes), averaged over all axes.
 
-    Any input size runs: every S4ND layer knows the grid that it was trained on and steps by grid / size.
+    Any input size runs, and for clips any number of frames: it is the same scene sampled differently, and every S4ND
+    layer steps by grid / size. The training grid is stored with the weights, in the stem and in each layer: a model
+    that loads them is trained at that size from then on, whatever size it was built for.
 
     Args:
-        stem: module (B, in_chans, H, W) -> (B, C, h, w) with `set_grid(img_size) -> grid` and `follows_size`.
-        stages: `Stage` modules, one a feature level.
+        stem: module (B, in_chans, L1 … LD) -> (B, C, l1 … lD) with a `grid`, the training size, and `resize(grid)`.
+        stages: `Stage` modules, one per feature level.
         norm: normalization of the last feature map, or Identity.
         head: timm classifier head (`ClassifierHead` or `NormMlpClassifierHead`).
-        feature_info: one dict(num_chs, reduction) a stage, in the order of the stages.
+        feature_info: one dict(num_chs, reduction) per stage, in the order of the stages.
         in_chans, num_classes, drop_rate: as in timm.
-        img_size: height and width in pixels of the training images.
     """
+
+    __jit_unused_properties__ = ['img_size', 'num_frames']
+    mixers: tuple[str, ...] = ('s4nd',)  # names that `mixer` may have
 
     def __init__(
         self,
@@ -77,16 +85,13 @@ class Backbone(nn.Module):
         feature_info: Sequence[Mapping[str, int]],
         in_chans: int,
         num_classes: int,
-        img_size: Grid,
         drop_rate: float,
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.drop_rate = drop_rate
-        self.img_size = img_size
         self.grad_checkpointing = False
-        self.variant_args: dict[str, Any] = {}
         self.feature_info = [dict(info, module=f'stages.{i}') for i, info in enumerate(feature_info)]
         self.num_features: int = self.feature_info[-1]['num_chs']
         self.stem = stem
@@ -95,7 +100,31 @@ class Backbone(nn.Module):
         self.head = head
         self.head_hidden_size: int = head.num_features
         self.init_weights(needs_reset=False)
-        self._record_size()
+        self.register_load_state_dict_post_hook(_describe_size)
+
+    @classmethod
+    def mixer_class(cls, args: Mapping[str, Any]) -> type[nn.Module]:
+        """The class that `mixer_args` are keywords of, for a model built with `args`.
+
+        Raises:
+            ValueError: for an unknown mixer.
+        """
+        return mixer_class(args.get('mixer', 's4nd'), cls.mixers, clips=args.get('num_frames') is not None)
+
+    @torch.jit.ignore
+    def model_args(self) -> dict[str, Any]:
+        """Arguments of the constructor that build this model again, but for drop rates; made by `timm.create_model`."""
+        return complete(type(self), {}, get_model_args(self))
+
+    @property
+    def img_size(self) -> tuple[int, ...]:
+        """Height and width in pixels of the training images."""
+        return self.stem.grid[-2:]
+
+    @property
+    def num_frames(self) -> int | None:
+        """Frames of the training clips, None for a model of images."""
+        return self.stem.grid[0] if len(self.stem.grid) == 3 else None
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True) -> None:
@@ -112,61 +141,28 @@ class Backbone(nn.Module):
                 module.reset_parameters()
 
     @torch.jit.ignore
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Re-anchor trained weights to another training size, in pixels, without changing what the model computes.
+    def set_input_size(self, img_size: int | Sequence[int] | None = None, num_frames: int | None = None) -> None:
+        """Give every layer the grid of a model built at this size, each kept where None; no parameter changes.
 
-        Not needed for running at another size. Afterwards `bandlimit`, `window` and the step speak of the new
-        grid, as they should when training goes on at this size. A stem that resamples its input to the training size
-        (`stem='resample'`) keeps the token grid at every size, so there is nothing to anchor and the call is a no-op.
+        It says that a sample is what it was: a kernel keeps its length in pixels, or frames, and a larger input is more
+        scene at the same scale. It is not for running at another size: the same scene sampled differently needs no
+        call.
 
         Raises:
-            ValueError: not one or two positive integers, or smaller than the model can see.
+            ValueError: for sizes that are not positive integers or smaller than the model sees, and for `num_frames` of
+                a model of images.
         """
-        size = image_size(img_size)
-        if min(size) < self.stem.min_size:
-            raise ValueError(f'img_size must be at least {self.stem.min_size} a side, got {size}')
-        if self.stem.follows_size:
-            self._anchor(size, size)
+        size = self.img_size if img_size is None else image_size(img_size)
+        if num_frames is not None and self.num_frames is None:
+            raise ValueError(f'num_frames={num_frames}: this is a model of images')
+        frames = self.num_frames if num_frames is None else positive('num_frames', num_frames)
+        self._resize(size if frames is None else (frames, *size))
 
     @torch.jit.ignore
-    def _anchor(self, img_size: Grid, grid: tuple[int, ...]) -> None:
-        """Re-anchor every layer to training inputs of `grid`, whose frames or images have `img_size` pixels."""
+    def _resize(self, grid: tuple[int, ...]) -> None:
         for part in (self.stem, *self.stages):
-            grid = part.set_grid(grid)
-        self.img_size = img_size
-        # What a model built at this size needs to be the same one, besides its weights.
-        self._record_size(stem_extent=getattr(self.stem, 'extent', None), window=self._windows())
-        self._describe_size()
-
-    @torch.jit.ignore
-    def _record_size(self, **args: Any) -> None:
-        """Name the training size, and `args`, where timm looks for what goes into the hub's config.json, so that a
-        loaded model has the same grids."""
-        update_model_input_size(self, self.img_size, **args)
-
-    @torch.jit.ignore
-    def _describe_size(self) -> None:
-        """Name the training size where timm's data configuration and the hub's config.json look for it."""
-        cfg = getattr(self, 'pretrained_cfg', None)
-        if cfg is not None and tuple(cfg['input_size'][1:]) != self.img_size:
-            self.pretrained_cfg = {**cfg, 'input_size': (cfg['input_size'][0], *self.img_size), 'pool_size': None}
-            self.default_cfg = self.pretrained_cfg
-
-    @torch.jit.ignore
-    def _windows(self) -> tuple[Any, ...] | None:
-        """`window` as a constructor takes it: one for each axis if all grids agree, else so for each grid; or None."""
-        on_grid: list[list[nn.Module]] = [[self.stem], *([stage.blocks] for stage in self.stages)]
-        for modules, stage in zip(on_grid, self.stages, strict=False):
-            modules.append(stage.downsample)
-        layers = [[m for part in modules for m in part.modules()] for modules in on_grid]
-        found = [next((m.window for m in ms if isinstance(m, S4ND) and m.spatial_dims > 1), None) for ms in layers]
-        known = [window for window in found if window is not None]
-        if not known:
-            return None
-        # Among layers of three axes, those that see one frame at a time have no window in time.
-        time = max(known, key=len)[:-2]
-        found, known = ([w and (*time, *w[-2:]) for w in windows] for windows in (found, known))
-        return known[0] if len(set(known)) == 1 else tuple(window or known[0] for window in found)
+            grid = part.resize(grid)
+        _describe_size(self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -254,14 +250,14 @@ class Backbone(nn.Module):
         return take_indices
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) -> unpooled features (B, C, h, w)."""
+        """(B, in_chans, L1 … LD) -> unpooled features (B, C, l1 … lD)."""
         x = self.stem(x)
         x = self.stages(x)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, C, h, w) -> logits (B, num_classes), or pooled features where `pre_logits`."""
-        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
+        """(B, C, l1 … lD) -> logits (B, num_classes), or pooled features where `pre_logits`."""
+        return from_map(self.head(to_map(x), pre_logits=pre_logits), x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -289,20 +285,32 @@ def model_cfg(**kwargs: Any) -> dict[str, Any]:
 
 
 def create(
-    cls: type[Backbone], variant: str, pretrained: bool, model_args: Mapping[str, Any], overrides: Mapping[str, Any]
-) -> Backbone:
-    """A registered model: the arguments of the variant, `depths` among them, under those of the caller."""
-    args = {**model_args, **overrides}
+    cls: type[nn.Module], variant: str, pretrained: bool, variant_args: Mapping[str, Any], given: Mapping[str, Any],
+    feature_cfg: Mapping[str, Any] | None = None,
+) -> Any:  # fmt: skip
+    """Build a registered model from the variant's arguments and those that are given, flat keywords folded."""
+    args = complete(cls, variant_args, given, variant)
+    levels = {'out_indices': tuple(range(len(args.get('depths', (0, 0, 0))))), 'flatten_sequential': True}
     model = build_model_with_cfg(
-        cls,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=tuple(range(len(args['depths']))), flatten_sequential=True),
+        cls, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=dict(feature_cfg or levels),
         **args,
-    )
-    if isinstance(model, Backbone):
-        model._describe_size()
-        # Beside what timm remembers, the arguments of the caller, these make the model.
-        model.variant_args = dict(model_args)
+    )  # fmt: skip
+    if isinstance(model, cls):
+        own = inspect.signature(cls).parameters.keys() - {'device', 'dtype'}
+        # Beside what timm notes by itself, for the hub's config.json.
+        update_model_args(model, **{key: value for key, value in args.items() if key in own})
+        if isinstance(model, Backbone):
+            _describe_size(model)
     return model
+
+
+def _describe_size(model: Backbone, incompatible: Any = None) -> None:
+    """Name the training size where timm's data configuration and the hub's config.json look for it."""
+    size = model.img_size
+    if len(size) != 2 or not hasattr(model, 'pretrained_cfg'):
+        return
+    update_model_input_size(model, size, num_frames=model.num_frames)
+    cfg = model.pretrained_cfg
+    if tuple(cfg['input_size'][1:]) != size:
+        model.pretrained_cfg = {**cfg, 'input_size': (cfg['input_size'][0], *size), 'pool_size': None}
+        model.default_cfg = model.pretrained_cfg

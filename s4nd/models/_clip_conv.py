@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
+from s4nd.models._arguments import choose, positive
+
 
 class I3DConv(nn.Module):
     """One depthwise k x size x size convolution, as inflated ConvNets have it (I3D, arXiv 1705.07750).
@@ -17,25 +19,29 @@ class I3DConv(nn.Module):
     (B, C, t, h, w) -> the same. In space it sees zeros beyond the border.
 
     Args:
-        size: height and width of the kernel, odd.
-        time_size: k.
+        kernel_size: height and width of the kernel, odd.
+        time_kernel_size: k.
         causal: no frame sees a later one.
-        padding: beyond the ends of the clip, 'zeros' or 'replicate' (the clip stands still).
+        time_padding: beyond the ends of the clip, 'zeros' or 'replicate' (the clip stands still).
     """
 
     def __init__(
         self,
         dim: int,
-        size: int = 7,
-        time_size: int = 3,
+        grid: tuple[int, ...] | None = None,
+        *,
+        kernel_size: int = 7,
+        time_kernel_size: int = 3,
         causal: bool = False,
-        padding: str = 'zeros',
+        time_padding: str = 'zeros',
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.time_size, self.causal, self.padding = time_size, causal, padding
-        self.conv = nn.Conv3d(dim, dim, (time_size, size, size), groups=dim, device=device, dtype=dtype)
+        self.time_size, self.causal = positive('time_kernel_size', time_kernel_size), causal
+        self.padding = choose('time_padding', time_padding, ('zeros', 'replicate'))
+        size = (time_kernel_size, kernel_size, kernel_size)
+        self.conv = nn.Conv3d(dim, dim, size, groups=dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length = x.shape[0], x.shape[2]
@@ -49,39 +55,22 @@ class I3DConv(nn.Module):
         return y.unflatten(0, (batch, length)).transpose(1, 2)
 
 
-class S3DConv(nn.Module):
-    """A depthwise size x size convolution of every frame, then k taps in time for every channel, which begin as their
-    mean (S3D, arXiv 1712.04851). Arguments and shapes as `I3DConv`."""
-
-    def __init__(
-        self,
-        dim: int,
-        size: int = 7,
-        time_size: int = 3,
-        causal: bool = False,
-        padding: str = 'zeros',
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(dim, dim, size, padding=size // 2, groups=dim, device=device, dtype=dtype)
-        self.time = TimeConv(dim, time_size, causal, padding, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length = x.shape[0], x.shape[2]
-        y = self.conv(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, length))
-        return self.time(y).transpose(1, 2)
-
-
 class TimeConv(nn.Module):
     """k taps in time for every channel, without bias, each 1/k at first: (B, t, C, h, w) -> the same."""
 
     def __init__(
-        self, dim: int, time_size: int, causal: bool, padding: str, device: Any = None, dtype: Any = None
+        self,
+        dim: int,
+        time_kernel_size: int = 3,
+        causal: bool = False,
+        time_padding: str = 'zeros',
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.time_size, self.causal, self.padding = time_size, causal, padding
-        self.weight = nn.Parameter(torch.empty(time_size, dim, 1, 1, device=device, dtype=dtype))
+        self.time_size, self.causal = positive('time_kernel_size', time_kernel_size), causal
+        self.padding = choose('time_padding', time_padding, ('zeros', 'replicate'))
+        self.weight = nn.Parameter(torch.empty(time_kernel_size, dim, 1, 1, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -94,6 +83,33 @@ class TimeConv(nn.Module):
         for i in range(1, self.time_size):
             y = torch.addcmul(y, frames[:, i : i + x.shape[1]], self.weight[i])
         return y
+
+
+class S3DConv(nn.Module):
+    """A depthwise convolution of every frame, then k taps in time for every channel, which begin as their mean (S3D,
+    arXiv 1712.04851). Arguments and shapes as `I3DConv`."""
+
+    wraps = TimeConv
+
+    def __init__(
+        self,
+        dim: int,
+        grid: tuple[int, ...] | None = None,
+        *,
+        kernel_size: int = 7,
+        device: Any = None,
+        dtype: Any = None,
+        **time_args: Any,
+    ) -> None:
+        super().__init__()
+        place = {'device': device, 'dtype': dtype}
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, **place)
+        self.time = TimeConv(dim, **time_args, **place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length = x.shape[0], x.shape[2]
+        y = self.conv(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, length))
+        return self.time(y).transpose(1, 2)
 
 
 @register_notrace_function

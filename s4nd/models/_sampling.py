@@ -1,7 +1,7 @@
-"""What changes the size of a map: stems, downsampling, averaging over the cells of another grid.
+"""What changes the size of a map: stems and downsampling, for images and, frame by frame, for clips.
 
-Shapes: B batch, C channels, (H, W) pixels, (h, w) positions of a feature map. Stems and downsampling have
-`set_grid(grid) -> grid`: anchor to the training grid that enters, return the one that leaves.
+Shapes: B batch, C channels, T frames, (H, W) pixels, (h, w) positions of a feature map. Stems and downsampling have
+`resize(grid) -> grid`: take the training grid that enters, ([T,] H, W), and return the one that leaves.
 """
 
 from collections.abc import Mapping
@@ -9,22 +9,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import AvgPool2dSame, LayerNorm2d, create_conv2d
+from timm.layers import AvgPool2dSame, create_conv2d
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from s4nd.layers import S4ND
-from s4nd.models._parts import Grid, check_image, choose, set_grids
+from s4nd.layers import S4ND, GridLayer
+from s4nd.models._arguments import choose, positive
+from s4nd.models._mixers import assign_grid
+from s4nd.models._parts import ChannelNorm, check_input, fold_time, from_frames, glu, to_frames
+from s4nd.resolution import area_resize
 
+Grid = tuple[int, ...]
 
-@register_notrace_function
-def area_resize(x: Tensor, height: int, width: int) -> Tensor:
-    """Average (B, C, H, W) over the cells of another grid, weighting pixels by the area they share with a cell."""
-    if x.shape[2] != height:
-        x = torch.matmul(_cell_overlap(x.shape[2], height, x), x)
-    if x.shape[3] != width:
-        x = torch.matmul(x, _cell_overlap(x.shape[3], width, x).transpose(0, 1))
-    return x
+register_notrace_function(area_resize)
 
 
 @register_notrace_function
@@ -32,16 +29,7 @@ def area_pool(x: Tensor, stride: int) -> Tensor:
     """Average (B, C, h, w) over ceil(h / stride) x ceil(w / stride) equal cells that cover the whole map."""
     if x.shape[2] % stride == 0 and x.shape[3] % stride == 0:
         return F.avg_pool2d(x, stride)
-    return area_resize(x, (x.shape[2] + stride - 1) // stride, (x.shape[3] + stride - 1) // stride)
-
-
-def _cell_overlap(size: int, cells: int, like: Tensor) -> Tensor:
-    """(cells, size): the share of pixel j in cell i where both grids cover the same extent; rows sum to 1."""
-    # In units of 1 / (size · cells) of the extent all edges are integers.
-    cell = torch.arange(cells, device=like.device).unsqueeze(1) * size
-    pixel = torch.arange(size, device=like.device) * cells
-    overlap = torch.minimum(cell + size, pixel + cells) - torch.maximum(cell, pixel)
-    return overlap.clamp(min=0).to(like.dtype) / size
+    return area_resize(x, [(x.shape[2] + stride - 1) // stride, (x.shape[3] + stride - 1) // stride])
 
 
 class AreaPool(nn.Module):
@@ -58,158 +46,184 @@ class AreaPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return area_pool(x, self.stride)
 
-    @torch.jit.ignore
-    def set_grid(self, grid: Grid) -> Grid:
-        return (-(-grid[0] // self.stride), -(-grid[1] // self.stride))
 
+class Stem(GridLayer):
+    """Base of the stems: (B, in_chans, [T,] H, W) -> (B, dim, [t,] h, w), clips frame by frame, t = ⌈T / time_patch⌉.
 
-class PatchStem(nn.Module):
-    """Non-overlapping patches by a strided convolution: (B, in_chans, H, W) -> (B, dim, H // patch, W // patch).
+    It stores the training size of the model, `grid`, with the weights.
 
     Args:
-        min_size: smallest height and width accepted, at least the patch.
-        norm: LayerNorm over channels after the convolution.
-    """
+        grid: ([frames,] height, width) in training.
+        patch: pixels per side that it takes together.
+        time_patch: frames that it takes together, their channels side by side. The last frame is repeated where they do
+            not divide evenly, so one frame is enough.
+        min_size: smallest height and width accepted, in training and afterwards.
 
-    follows_size = True
+    Raises:
+        ValueError: for sizes out of range.
+    """
 
     def __init__(
-        self, in_chans: int, dim: int, patch: int, min_size: int, norm: bool, device: Any = None, dtype: Any = None
+        self, in_chans: int, grid: Grid, patch: int, time_patch: int = 1, min_size: int = 1, device: Any = None
     ) -> None:
-        super().__init__()
-        self.in_chans, self.patch, self.min_size = in_chans, patch, min_size
-        self.proj = nn.Conv2d(in_chans, dim, patch, stride=patch, device=device, dtype=dtype)
-        self.norm = LayerNorm2d(dim, device=device, dtype=dtype) if norm else nn.Identity()
+        super().__init__(grid, device)
+        self.in_chans, self.min_size = in_chans, min_size
+        self.patch, self.time_patch = positive('patch', patch), positive('time_patch', time_patch)
+        if len(grid) == 2 and time_patch > 1:
+            raise ValueError(
+                f'only clips have frames to take together: expected num_frames with time_patch={time_patch}'
+            )
+        self.check_size(grid)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = check_image(x, self.in_chans, self.min_size)
-        return self.norm(self.proj(x))
+        x = fold_time(check_input(x, self.in_chans, len(self._grid), self.min_size), self.time_patch)
+        return from_frames(self.project(to_frames(x)), x)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Map frames (n, in_chans · time_patch, H, W) -> (n, dim, h, w)."""
+        raise NotImplementedError
 
     @torch.jit.ignore
-    def set_grid(self, grid: Grid) -> Grid:
-        return (grid[0] // self.patch, grid[1] // self.patch)
+    def check_size(self, grid: Grid) -> None:
+        """Raise ValueError for a training grid that is smaller than the model sees."""
+        if min(grid[-2:]) < self.min_size:
+            raise ValueError(f'img_size must be at least {self.min_size} per side for this model, got {grid[-2:]}')
+
+    @torch.jit.ignore
+    def resize(self, grid: Grid) -> Grid:
+        """Take another training grid; returns the one that leaves."""
+        self.check_size(grid)
+        self.grid = grid
+        frames = tuple(-(-count // self.time_patch) for count in grid[:-2])
+        return frames + tuple(self.cells(size) for size in grid[-2:])
+
+    @torch.jit.ignore
+    def cells(self, size: int) -> int:
+        """Positions that stand for `size` pixels."""
+        return size // self.patch
 
 
-class ResampleStem(PatchStem):
-    """Patches whose physical extent is fixed: an image of any size gives the token grid of the training size.
+class PatchStem(Stem):
+    """Non-overlapping patches by a strided convolution; sizes are rounded down.
 
-    The patch kernel is a piecewise constant function of the position in the scene, resampled with the input by exact
-    cell areas. Applying it equals averaging the image over the cells of the training grid first, which is what is
-    done: the size of a patch need not be a whole number of pixels.
+    Args:
+        norm: LayerNorm over channels after the convolution.
+        resample: the physical extent of a patch is fixed, so an image of any size gives the token grid of the training
+            size. The patch kernel is then a piecewise constant function of the position in the scene, resampled with
+            the input by exact cell areas. Applying it equals averaging the image over the cells of the training grid
+            first,
+            which is what is done: the size of a patch need not be a whole number of pixels.
+        The rest: as `Stem`.
     """
-
-    follows_size = False
 
     def __init__(
         self,
         in_chans: int,
         dim: int,
+        grid: Grid,
         patch: int,
-        img_size: Grid,
-        norm: bool,
+        *,
+        time_patch: int = 1,
+        min_size: int = 1,
+        norm: bool = False,
+        resample: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(in_chans, dim, patch, min_size=1, norm=norm, device=device, dtype=dtype)
-        self.size = img_size
+        super().__init__(in_chans, grid, patch, time_patch, 1 if resample else min_size, device)
+        self.resample = resample
+        self.proj = nn.Conv2d(in_chans * time_patch, dim, patch, stride=patch, device=device, dtype=dtype)
+        self.norm = ChannelNorm(dim, device=device, dtype=dtype) if norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = check_image(x, self.in_chans, self.min_size)
-        x = area_resize(x, self.size[0], self.size[1])
+    def project(self, x: Tensor) -> Tensor:
+        if self.resample:
+            x = area_resize(x, self._grid[-2:])
         return self.norm(self.proj(x))
 
 
-class S4NDStem(nn.Module):
+class S4NDStem(Stem):
     """S4ND from the image to 32 features -> average pool -> linear -> GLU (S4ND, arXiv 2210.06583).
 
-    (B, in_chans, H, W) -> (B, dim, ⌈H/patch⌉, ⌈W/patch⌉). The kernels are continuous, so the features follow the
-    resolution: at twice the size there are twice as many tokens a side.
+    The kernels are continuous, so the features follow the resolution: at twice the size there are twice as many tokens
+    per side; sizes are rounded up. Each of the 32 features sees every input channel through a kernel of its own.
 
     Args:
-        patch: pixels a side that are averaged.
-        min_size: smallest height and width accepted, at least the patch.
-        img_size: training size in pixels.
-        ssm: keywords of `S4ND`.
+        layer: keywords of `S4ND`.
         norm: LayerNorm over channels at the end.
         extent: length of the kernels to each side, in pixels of the training size (one value, or height and width).
+        The rest: as `Stem`.
     """
 
-    follows_size = True
     hidden = 32
 
     def __init__(
         self,
         in_chans: int,
         dim: int,
+        grid: Grid,
         patch: int,
-        min_size: int,
-        img_size: Grid,
-        ssm: Mapping[str, Any],
-        norm: bool,
+        layer: Mapping[str, Any],
+        *,
         extent: float | tuple[float, float] = 16,
+        time_patch: int = 1,
+        min_size: int = 1,
+        norm: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__()
+        super().__init__(in_chans, grid, patch, time_patch, min_size, device)
         dd = {'device': device, 'dtype': dtype}
-        self.in_chans, self.patch, self.min_size, self.img_size = in_chans, patch, min_size, img_size
-        self.extent = (extent, extent) if isinstance(extent, (int, float)) else tuple(extent)
-        self.mixer = S4ND(in_chans, img_size, out_channels=self.hidden, l_max=self.extent, **ssm, **dd)
+        mixes = {'channels': self.hidden, 'skip': False, 'l_max': extent}
+        self.mixer = S4ND(in_chans * time_patch, grid[-2:], **{**layer, **mixes}, **dd)
         self.pool = AreaPool(patch)
         self.proj = nn.Conv2d(self.hidden, 2 * dim, 1, **dd)
-        self.norm = LayerNorm2d(dim, **dd) if norm else nn.Identity()
+        self.norm = ChannelNorm(dim, **dd) if norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mixer(check_image(x, self.in_chans, self.min_size))
-        return self.norm(F.glu(self.proj(self.pool(x)), dim=1))
+    def project(self, x: Tensor) -> Tensor:
+        y = self.mixer(x)  # a map for each pair of a feature and an input channel
+        y = y.unflatten(1, (-1, x.shape[1])).sum(2)
+        return self.norm(glu(self.proj(self.pool(y))))
 
     @torch.jit.ignore
-    def set_grid(self, grid: Grid) -> Grid:
-        self.mixer.set_grid(grid)
-        self.extent = tuple(e * (new / old) for e, new, old in zip(self.extent, grid, self.img_size, strict=True))
-        self.img_size = grid
-        return self.pool.set_grid(grid)
+    def resize(self, grid: Grid) -> Grid:
+        after = super().resize(grid)
+        self.mixer.grid = grid[-2:]
+        return after
+
+    @torch.jit.ignore
+    def cells(self, size: int) -> int:
+        return -(-size // self.patch)
 
 
 def make_stem(
-    stem: str,
-    in_chans: int,
-    dim: int,
-    patch: int,
-    min_size: int,
-    img_size: Grid,
-    ssm: Mapping[str, Any],
-    norm: bool,
-    extent: float | tuple[float, float] = 16,
-    device: Any = None,
-    dtype: Any = None,
-) -> nn.Module:
+    stem: str, in_chans: int, dim: int, grid: Grid, patch: int, stem_args: Mapping[str, Any],
+    layer: Mapping[str, Any], **options: Any,
+) -> Stem:  # fmt: skip
     """A stem by name: 'patch' (strided convolution), 's4nd' (S4ND, then pooling) or 'resample' (fixed token grid).
 
+    Args:
+        stem_args: `time_patch`, and for 's4nd' `extent` and keywords of its `S4ND`, over those of `layer`.
+        options: min_size, norm, device and dtype.
+
     Raises:
-        ValueError: unknown name, a patch of less than a pixel, or an image smaller than `min_size`.
+        ValueError: for an unknown name, and sizes out of range.
     """
     choose('stem', stem, ('patch', 's4nd', 'resample'))
-    if patch < 1:
-        raise ValueError(f'the patch must be at least 1 pixel a side, got {patch}')
-    if min(img_size) < min_size:
-        raise ValueError(f'img_size must be at least {min_size} a side for this model, got {img_size}')
-    dd = {'device': device, 'dtype': dtype}
+    own = {name: value for name, value in stem_args.items() if name in ('extent', 'time_patch')}
     if stem == 's4nd':
-        return S4NDStem(in_chans, dim, patch, min_size, img_size, ssm, norm, extent, **dd)
-    if stem == 'resample':
-        return ResampleStem(in_chans, dim, patch, img_size, norm, **dd)
-    return PatchStem(in_chans, dim, patch, min_size, norm, **dd)
+        layer = {**layer, **{name: value for name, value in stem_args.items() if name not in own}}
+        return S4NDStem(in_chans, dim, grid, patch, layer, **own, **options)
+    return PatchStem(in_chans, dim, grid, patch, **stem_args, resample=stem == 'resample', **options)
 
 
 class Downsample(nn.Module):
-    """Halves height and width: (B, in_chs, h, w) -> (B, out_chs, h / 2, w / 2).
+    """Halves height and width: (B, in_chs, [t,] h, w) -> (B, out_chs, [t,] h / 2, w / 2), clips frame by frame.
 
     Args:
         kind: 'conv' (norm -> 2x2 convolution, as ConvNeXt; odd sizes are rounded down) or 's4nd' (norm -> S4ND ->
             average pool -> linear -> GLU; rounded up).
         grid: training size of the input.
-        ssm: keywords of `S4ND`.
+        layer: keywords of `S4ND`.
         stride: 1 keeps the size; the window still spans two positions of the training grid, `dilation` apart.
 
     Raises:
@@ -222,7 +236,7 @@ class Downsample(nn.Module):
         in_chs: int,
         out_chs: int,
         grid: Grid,
-        ssm: Mapping[str, Any],
+        layer: Mapping[str, Any],
         stride: int = 2,
         dilation: int = 1,
         device: Any = None,
@@ -231,9 +245,9 @@ class Downsample(nn.Module):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.kind = choose('downsample', kind, ('conv', 's4nd'))
-        self.norm = LayerNorm2d(in_chs, **dd)
+        self.norm = ChannelNorm(in_chs, **dd)
         if kind == 's4nd':
-            self.mixer = S4ND(in_chs, grid, **ssm, **dd)
+            self.mixer = S4ND(in_chs, grid[-2:], **layer, **dd)
             self.pool = AreaPool(2) if stride == 2 else AvgPool2dSame(2 * dilation, 1)
             self.proj = nn.Conv2d(in_chs, 2 * out_chs, 1, **dd)
             self.gate = nn.GLU(dim=1)
@@ -243,10 +257,12 @@ class Downsample(nn.Module):
             self.proj = create_conv2d(in_chs, out_chs, 2, **conv, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gate(self.proj(self.pool(self.mixer(self.norm(x)))))
+        y = to_frames(self.norm(x))
+        return from_frames(self.gate(self.proj(self.pool(self.mixer(y)))), x)
 
     @torch.jit.ignore
-    def set_grid(self, grid: Grid) -> Grid:
-        set_grids(self.mixer, grid)
+    def resize(self, grid: Grid) -> Grid:
+        """Take another training grid; returns the one that leaves."""
+        assign_grid(self.mixer, grid[-2:])
         round_up = 1 if self.kind == 's4nd' else 0
-        return ((grid[0] + round_up) // 2, (grid[1] + round_up) // 2)
+        return grid[:-2] + tuple((size + round_up) // 2 for size in grid[-2:])

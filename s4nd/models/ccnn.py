@@ -14,27 +14,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, calculate_drop_path_rates, trunc_normal_
-from timm.models import generate_default_cfgs, register_model, register_notrace_function
-from timm.models._input import update_model_args
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from s4nd.layers import CKConv
+from s4nd.layers import CKConv, GridLayer
+from s4nd.models._arguments import image_size
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
-from s4nd.models._parts import check_image, image_size
+from s4nd.models._parts import check_input
 
 __all__ = ['CCNN', 'CCNNBlock', 'checkpoint_filter_fn']
 
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
-
-@register_notrace_function
-def check_signal(x: Tensor, in_chans: int, axes: int) -> Tensor:
-    """`x` itself if it is (B, in_chans, L1 … LD) with D = `axes` and nothing empty, else a ValueError."""
-    if axes == 2:
-        return check_image(x, in_chans, 1)
-    if x.dim() != axes + 2 or x.shape[1] != in_chans or x.numel() == 0:
-        raise ValueError(f'expected (batch, {in_chans}, {axes} sizes), 1 or more each, got {list(x.shape)}')
-    return x
 
 
 class Pointwise(nn.Linear):
@@ -44,19 +34,27 @@ class Pointwise(nn.Linear):
         return F.conv1d(x.flatten(2), self.weight.unsqueeze(-1), self.bias).unflatten(2, x.shape[2:])
 
 
-class CCNNStem(nn.Module):
+class CCNNStem(GridLayer):
     """CKConv -> linear -> norm -> GELU: (B, in_chans, L1 … LD) -> (B, dim, L1 … LD)."""
 
-    def __init__(self, in_chans: int, dim: int, grid: tuple[int, ...], ckconv: Mapping[str, Any], **dd: Any) -> None:
-        super().__init__()
+    def __init__(
+        self, in_chans: int, dim: int, grid: tuple[int, ...], mixer_args: Mapping[str, Any], **dd: Any
+    ) -> None:
+        super().__init__(grid, dd.get('device'))
         self.in_chans, self.spatial_dims = in_chans, len(grid)
-        self.conv = CKConv(in_chans, grid, **ckconv, **dd)
+        self.conv = CKConv(in_chans, grid, **mixer_args, **dd)
         self.proj = Pointwise(in_chans, dim, **dd)
         self.norm = _BATCH_NORMS[len(grid)](dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = check_signal(x, self.in_chans, self.spatial_dims)
+        x = check_input(x, self.in_chans, self.spatial_dims, 1)
         return F.gelu(self.norm(self.proj(self.conv(x))))
+
+    @torch.jit.ignore
+    def resize(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Take another training grid; returns the one that leaves, the same."""
+        self.grid = self.conv.grid = grid
+        return grid
 
 
 class CCNNBlock(nn.Module):
@@ -65,7 +63,7 @@ class CCNNBlock(nn.Module):
     Args:
         dim: channels.
         grid: size of each axis in training.
-        ckconv: keywords of `CKConv`.
+        mixer_args: keywords of `CKConv`.
         drop_path: probability that a sample skips the block in training.
     """
 
@@ -73,7 +71,7 @@ class CCNNBlock(nn.Module):
         self,
         dim: int,
         grid: tuple[int, ...],
-        ckconv: Mapping[str, Any],
+        mixer_args: Mapping[str, Any],
         drop_path: float = 0.0,
         device: Any = None,
         dtype: Any = None,
@@ -81,7 +79,7 @@ class CCNNBlock(nn.Module):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.norm = _BATCH_NORMS[len(grid)](dim, **dd)
-        self.conv = CKConv(dim, grid, **ckconv, **dd)
+        self.conv = CKConv(dim, grid, **mixer_args, **dd)
         self.proj = Pointwise(dim, dim, **dd)
         self.out = Pointwise(dim, dim, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
@@ -100,7 +98,7 @@ class CCNN(Backbone):
             scene sampled differently.
         grid: the same where D is not 2, for timm takes `img_size` for a height and a width; `create_model` moves it.
         dim: width. depths: blocks between feature levels.
-        network, hidden, omega_0: of every `CKConv`.
+        mixer_args: keywords of every `CKConv` (`timm.create_model` takes them one by one as well).
 
     Raises:
         ValueError: `spatial_dims` is not 1, 2 or 3, an axis is too short for a network, or sizes are not positive.
@@ -116,9 +114,7 @@ class CCNN(Backbone):
         grid: int | tuple[int, ...] | None = None,
         dim: int = 140,
         depths: tuple[int, ...] = (1, 1, 2),
-        network: str = 'magnet',
-        hidden: int = 32,
-        omega_0: float | None = None,
+        mixer_args: Mapping[str, Any] | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: Any = None,
@@ -128,20 +124,33 @@ class CCNN(Backbone):
             raise ValueError(f'spatial_dims must be 1, 2 or 3, got {spatial_dims!r}')
         dd = {'device': device, 'dtype': dtype}
         size = image_size(img_size if grid is None else grid, spatial_dims)
-        ckconv = dict(network=network, hidden=hidden, omega_0=omega_0)
+        options = dict(mixer_args or {})
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         super().__init__(
-            stem=CCNNStem(in_chans, dim, size, ckconv, **dd),
-            stages=[Stage([CCNNBlock(dim, size, ckconv, p, **dd) for p in stage]) for stage in drop_paths],
+            stem=CCNNStem(in_chans, dim, size, options, **dd),
+            stages=[Stage([CCNNBlock(dim, size, options, p, **dd) for p in stage]) for stage in drop_paths],
             norm=_BATCH_NORMS[spatial_dims](dim, **dd),
             head=ClassifierHead(dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd),
             feature_info=[dict(num_chs=dim, reduction=1) for _ in depths],
             in_chans=in_chans,
             num_classes=num_classes,
-            img_size=size,
             drop_rate=drop_rate,
         )
         self.spatial_dims = spatial_dims
+
+    @classmethod
+    def mixer_class(cls, args: Mapping[str, Any]) -> type[nn.Module]:
+        return CKConv
+
+    @property
+    def img_size(self) -> tuple[int, ...]:
+        """Training size of each axis."""
+        return self.stem.grid
+
+    @property
+    def num_frames(self) -> None:
+        """None: the first axis of three need not be time."""
+        return None
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True) -> None:
@@ -157,43 +166,17 @@ class CCNN(Backbone):
 
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, ...]) -> None:
-        """Re-anchor trained weights to another training size without changing what the model computes.
+        """Give every layer the grid of a model built at this size; no parameter changes (`Backbone.set_input_size`).
 
         Raises:
             ValueError: not one positive integer or one for each axis.
         """
-        size = image_size(img_size, self.spatial_dims)
-        for layer in self.modules():
-            if isinstance(layer, CKConv):
-                layer.set_grid(size)
-        self.img_size = size
-        self._record_size()
-        self._describe_size()
-
-    @torch.jit.ignore
-    def _record_size(self, **args: Any) -> None:
-        if len(self.img_size) == 2:
-            super()._record_size(**args)
-        else:
-            # What timm was given as `img_size` is among these arguments too.
-            update_model_args(self, grid=self.img_size, img_size=self.img_size, **args)
-
-    @torch.jit.ignore
-    def _describe_size(self) -> None:
-        if self.spatial_dims == 2:
-            super()._describe_size()
+        self._resize(image_size(img_size, self.spatial_dims))
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Patterns of the parameters that timm's optimizers should not decay: those of the kernels."""
         return {'*.conv.kernel.*'}
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, dim, L1 … LD) -> logits (B, num_classes), or pooled features where `pre_logits`."""
-        if self.spatial_dims == 2:
-            return self.head(x, pre_logits=pre_logits)
-        y = self.head(x.flatten(2).unsqueeze(-1), pre_logits=pre_logits)  # as an image of one column
-        return y.squeeze(-1).unflatten(2, x.shape[2:]) if self.head.global_pool.is_identity() else y
 
 
 def _cfg() -> dict[str, Any]:
@@ -223,16 +206,16 @@ def _create(variant: str, pretrained: bool, model_args: Mapping[str, Any], overr
 @register_model
 def ccnn_mini(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """4 blocks of width 48, for a CPU."""
-    return _create('ccnn_mini', pretrained, dict(depths=(1, 1, 2), dim=48, hidden=16), kwargs)
+    return _create('ccnn_mini', pretrained, dict(depths=(1, 1, 2), dim=48, mixer_args=dict(hidden=16)), kwargs)
 
 
 @register_model
 def ccnn_4_140(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """The published 4 blocks of width 140: 0.2 M parameters."""
-    return _create('ccnn_4_140', pretrained, dict(depths=(1, 1, 2), dim=140, hidden=32), kwargs)
+    return _create('ccnn_4_140', pretrained, dict(depths=(1, 1, 2), dim=140, mixer_args=dict(hidden=32)), kwargs)
 
 
 @register_model
 def ccnn_6_380(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """The published 6 blocks of width 380: 2 M parameters."""
-    return _create('ccnn_6_380', pretrained, dict(depths=(2, 2, 2), dim=380, hidden=64), kwargs)
+    return _create('ccnn_6_380', pretrained, dict(depths=(2, 2, 2), dim=380, mixer_args=dict(hidden=64)), kwargs)

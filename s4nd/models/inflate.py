@@ -15,28 +15,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models._input import get_model_args
+from timm.models._input import update_model_args
 from torch import Tensor, nn
 
 from s4nd import hippo
 from s4nd.kernels import S4DKernel, S4Kernel
 from s4nd.layers import S4ND
-from s4nd.models._parts import choose
-from s4nd.models._video import MIXERS
+from s4nd.models._arguments import choose, complete
+from s4nd.models._mixers import ClipS4ND
 from s4nd.models.s4nd_convnext import S4NDConvNeXt
-from s4nd.models.s4nd_convnext3d import S4NDConvNeXt3d
 from s4nd.models.s4nd_isotropic import IsotropicS4ND
-from s4nd.models.s4nd_isotropic3d import IsotropicS4ND3d
 
 __all__ = ['decay_', 'inflate']
 
-# Of the arguments of an image model, those that the axes of a video model have one by one.
-_PER_AXIS = ('kernel', 'init', 'n_ssm', 'dt_min', 'dt_max', 'bandlimit', 'kernel_options')
+# Keywords of the image model's mixer that the axes of the video model's have one by one.
+_PER_AXIS = ('kernel', 'init', 'dt_min', 'dt_max', 'bandlimit', 'l_max', 'kernel_args')
 
 # (pattern of a name in the image model, what stands for it in the video model): time is the first axis of a kernel.
 _NAMES = [
-    (r'^(stem|norm)\.', r'\1.frames.'),
-    (r'^(stages\.\d+\.downsample)\.', r'\1.frames.'),
     (r'(\.blocks\.\d+\.mixer\.kernels)\.(\d)\.', lambda found: f'{found[1]}.{int(found[2]) + 1}.'),
     (r'(\.blocks\.\d+\.mixer)\.(weight|bias)$', r'\1.conv.\2'),
 ]
@@ -57,11 +53,11 @@ def inflate(
     time_kernel_size: int = 3,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-) -> S4NDConvNeXt3d | IsotropicS4ND3d:
-    """The video model of an image model, with all its weights: a still clip gives the image's output.
+) -> S4NDConvNeXt | IsotropicS4ND:
+    """Make the video model of an image model, with all its weights: a still clip gives the image's output.
 
-    It holds in evaluation, for any number of frames and any `set_time_step`, up to what the decay has left beyond
-    2 · num_frames, exp(-2 · num_frames / timescale).
+    It holds in evaluation for any number of frames, up to what the decay has left beyond 2 · num_frames,
+    exp(-2 · num_frames / timescale).
 
     Args:
         model: from `timm.create_model` or `s4nd.models.load_checkpoint`, perhaps with weights of a timm ConvNeXt by
@@ -71,46 +67,32 @@ def inflate(
         mode: 's4nd', for a model with S4ND in its blocks; 'i3d' or 's3d', for one with `mixer='conv2d'`. None: 's4nd'
             or 'i3d'.
         timescale: frames after which the time kernel has decayed to 1/e, of 's4nd'.
-        kernel, init, time_tied: of the time axis: 's4d' (dt is 2 / num_frames: modes n cycles a clip) or 's4' (C reads
-            the first coefficient of the measure, which decays for init 'legs', and is the mean over a window of twice
-            the timescale for 'fout'; 'hippo' has both).
+        kernel, init, time_tied: of the time axis: 's4d' (dt is 2 / num_frames: modes n cycles per clip) or 's4' (C
+            reads the first coefficient of the measure, which decays for init 'legs', and is the mean over a window of
+            twice the timescale for 'fout'; 'hippo' has both).
         causal, time_padding, time_kernel_size, drop_rate, drop_path_rate: of the video model.
 
     Raises:
-        ValueError: another model, a mode that does not go with its blocks, output_stride below 32, batch norms, an
-            's4nd' stem with `time_patch` above 1, a timescale that is not positive, or a time kernel without a plain
-            decay.
+        ValueError: another model, a mode that does not go with its blocks, output_stride below 32, an 's4nd' stem with
+            `time_patch` above 1, a timescale that is not positive, or a time kernel without a plain decay.
     """
-    args = _image_args(model)
-    has_s4nd = args.pop('mixer', 's4nd') == 's4nd'
-    mode = choose('mode', ('s4nd' if has_s4nd else 'i3d') if mode is None else mode, MIXERS)
-    if (mode == 's4nd') != has_s4nd:
-        wanted = 's4nd' if mode == 's4nd' else 'conv2d'
-        raise ValueError(f'mode={mode!r} inflates a model with mixer={wanted!r}, which this is not')
-    if args.pop('output_stride', 32) != 32:
-        raise ValueError('only a model with output_stride=32 can be inflated')
-    if args.pop('norm_layer', 'layernorm2d') != 'layernorm2d':
-        raise ValueError("only a model with norm_layer='layernorm2d' can be inflated")
-    if args.get('stem') == 's4nd' and time_patch > 1:
-        raise ValueError(f"a model with stem='s4nd' takes one frame at a time: expected time_patch=1, got {time_patch}")
     if not timescale > 0:
         raise ValueError(f'timescale must be a positive number of frames, got {timescale}')
-    own = {'kernel': kernel, 'init': init, 'kernel_options': None, 'n_ssm': None}
-    for name in [name for name in _PER_AXIS if name in args or name in own]:
-        value = args.get(name, 's4d' if name == 'kernel' else None)
-        args[name] = (own.get(name, value), value, value)
-    args['window'] = _with_time(args.get('window', 1.0))
-    args |= dict(
-        num_frames=num_frames, time_patch=time_patch, mixer=mode, time_tied=time_tied, causal=causal,
-        time_padding=time_padding, time_kernel_size=time_kernel_size, drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate,
-    )  # fmt: skip
-    video = (S4NDConvNeXt3d if isinstance(model, S4NDConvNeXt) else IsotropicS4ND3d)(**args)
-    video.variant_args = args
+    args, mode = _image_args(model, mode, time_patch)
+    mixer_args = {**args.pop('mixer_args', {}), 'causal': causal, 'time_padding': time_padding}
+    if mode == 's4nd':
+        own = {'kernel': kernel, 'init': init, 'kernel_args': None}
+        mixer_args = _with_time(mixer_args, own) | {'time_tied': time_tied}
+    else:
+        mixer_args['time_kernel_size'] = time_kernel_size
+    given = dict(num_frames=num_frames, time_patch=time_patch, mixer=mode, mixer_args=mixer_args)
+    args = complete(type(model), args, given | dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate))
+    video = type(model)(**args)
+    update_model_args(video, **args)
     parameter = next(model.parameters())
     video.to(device=parameter.device, dtype=parameter.dtype)
     for layer in video.modules():
-        if isinstance(layer, S4ND) and layer.spatial_dims == 3:
+        if isinstance(layer, ClipS4ND):
             decay_(layer, timescale / time_patch)
     video.load_state_dict(_inflated(model.state_dict(), video))
     return video.train(model.training)
@@ -123,25 +105,26 @@ def decay_(layer: S4ND, timescale: float) -> S4ND:
         timescale: samples of the training grid after which it has decayed to 1/e.
 
     Raises:
-        ValueError: its kernel is neither 's4d' nor 's4', or it mixes features (`out_channels`).
+        ValueError: its kernel is neither 's4d' nor 's4'.
     """
-    kernel = layer.kernels[0]
-    if layer.out_channels or not isinstance(kernel, (S4DKernel, S4Kernel)):
-        raise ValueError(f"expected an 's4d' or 's4' kernel of single features in time, got {type(kernel).__name__}")
+    kernel, length = layer.kernels[0], layer.grid[0]
+    if not isinstance(kernel, (S4DKernel, S4Kernel)):
+        raise ValueError(f"expected an 's4d' or 's4' kernel in time, got {type(kernel).__name__}")
     with torch.no_grad():
         kernel.C.zero_()
         if isinstance(kernel, S4DKernel):
-            _decay_s4d(kernel, timescale, layer.grid[0])
+            _decay_s4d(kernel, timescale, length)
         else:
             _decay_s4(kernel, timescale)
-        taps, _ = layer.axis_taps(list(layer.grid))
-        total = layer.tensor_rank * taps[0].sum(-1)  # (R, c·H), to be 1
+        replicates = isinstance(layer, ClipS4ND) and layer.time_padding == 'replicate'
+        taps, _ = layer.axis_taps(0, layer.reach(length, 1.0) if replicates else length, 1.0)
+        total = layer.tensor_rank * taps.sum(-1)  # (R, c·H), to be 1
         kernel.C.view(-1, total.numel(), *kernel.C.shape[2:]).div_(total.view(-1, *[1] * (kernel.C.dim() - 2)))
     return layer
 
 
 def _decay_s4d(kernel: S4DKernel, timescale: float, length: int) -> None:
-    """The slowest mode decays, the others are silent; dt = 2 / length puts mode n of 'lin' at n cycles a clip."""
+    """The slowest mode decays, the others are silent; dt = 2 / length puts mode n of 'lin' at n cycles per clip."""
     kernel.log_dt.fill_(math.log(2 / length))
     slowest = 0 if kernel.A_imag is None else int(kernel.A_imag.abs().sum(0).argmin())
     kernel.log_A_real[:, slowest].fill_(math.log(length / (2 * timescale)))
@@ -160,32 +143,46 @@ def _decay_s4(kernel: S4Kernel, timescale: float) -> None:
         kernel.C[:, first :: len(kernel.measures)].copy_(torch.view_as_real(vectors[0].resolve_conj()))
 
 
-def _image_args(model: nn.Module) -> dict[str, Any]:
-    """What `model` was built with."""
-    if not isinstance(model, (S4NDConvNeXt, IsotropicS4ND)) or not model.variant_args:
+def _image_args(model: nn.Module, mode: str | None, time_patch: int) -> tuple[dict[str, Any], str]:
+    """What `model` was built with, and the mixer of the video model; ValueError if it cannot be inflated so."""
+    if not isinstance(model, (S4NDConvNeXt, IsotropicS4ND)) or model.num_frames is not None:
         raise ValueError(
-            f'expected an S4NDConvNeXt or IsotropicS4ND made by timm.create_model, got {type(model).__name__}'
+            'expected an S4NDConvNeXt or IsotropicS4ND of images, made by timm.create_model, '
+            f'got {type(model).__name__}'
         )
-    return {**model.variant_args, **get_model_args(model)}
+    args = model.model_args()
+    has_s4nd = args.pop('mixer', 's4nd') == 's4nd'
+    mode = choose('mode', ('s4nd' if has_s4nd else 'i3d') if mode is None else mode, ('s4nd', 'i3d', 's3d'))
+    if (mode == 's4nd') != has_s4nd:
+        wanted = 's4nd' if mode == 's4nd' else 'conv2d'
+        raise ValueError(f'mode={mode!r} inflates a model with mixer={wanted!r}, which this is not')
+    if args.pop('output_stride', 32) != 32:
+        raise ValueError('only a model with output_stride=32 can be inflated')
+    if args.get('stem') == 's4nd' and time_patch > 1:
+        raise ValueError(f"a model with stem='s4nd' takes one frame at a time: expected time_patch=1, got {time_patch}")
+    return args, mode
 
 
-def _with_time(window: Any) -> Any:
-    """A window in time beside those in space: one sample of the training grid, the default."""
-    if not isinstance(window, (tuple, list)):
-        return (1.0, window, window)
-    if any(isinstance(w, (tuple, list)) for w in window):
-        return [_with_time(w) for w in window]
-    return (1.0, *window)
+def _with_time(mixer_args: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of a clip's S4ND: what `own` has for time, or what the image model has, beside the image model's."""
+    out = dict(mixer_args)
+    for name in [name for name in _PER_AXIS if name in out or name in own]:
+        value = out.get(name, 's4d' if name == 'kernel' else None)
+        space = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+        out[name] = (own.get(name, space[0]), *space)
+    return out
 
 
-def _inflated(weights: Mapping[str, Tensor], video: S4NDConvNeXt3d | IsotropicS4ND3d) -> dict[str, Tensor]:
+def _inflated(weights: Mapping[str, Tensor], video: S4NDConvNeXt | IsotropicS4ND) -> dict[str, Tensor]:
     """All weights of the video model: those of the image model in their shapes here, the rest as it is."""
     out = video.state_dict()
     patch = video.stem.time_patch
     for name, value in weights.items():
         for pattern, replacement in _NAMES:
             name = re.sub(pattern, replacement, name)
-        if name == 'stem.frames.proj.weight':
+        if name.endswith('training_grid') and len(value) < len(out[name]):
+            value = torch.cat([out[name][:1], value])
+        elif name == 'stem.proj.weight' and value.shape != out[name].shape:
             value = value.repeat_interleave(patch, 1) / patch
         elif value.dim() < out[name].dim():  # a convolution in space, to be one in time too
             value = value.unsqueeze(2).expand_as(out[name]) / out[name].shape[2]

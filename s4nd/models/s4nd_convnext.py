@@ -1,11 +1,19 @@
-"""S4ND-ConvNeXt: ConvNeXt (arXiv 2201.03545) with S4ND (arXiv 2210.06583) for its convolutions.
+"""S4ND-ConvNeXt: ConvNeXt (arXiv 2201.03545) with S4ND (arXiv 2210.06583) for its convolutions, for images and clips.
 
-What is replaced is said by three switches: `mixer` (the depthwise 7x7 of every block, the default), `stem` and
-`downsample` (left as they are by default). The published sizes: `kernel='s4', init='fout', d_state=64` gives the tiny
-model 29,980,456 parameters.
+Three switches say what is replaced: `mixer` (the depthwise 7x7 of every block, the default), `stem` and `downsample`
+(left as they are by default). With `num_frames` it is a model of clips: its blocks mix over time, height and width, by
+S4ND or by the convolutions of I3D and S3D, the baselines; stem and downsampling work frame by frame, so that the
+temporal stride is that of the stem (`time_patch`).
+
+The published sizes: `s4nd_convnext_tiny` with `kernel='s4', init='fout', d_state=64` has 29,980,456 parameters;
+`s4nd_convnext3d_tiny` with `kernel='s4', init=('hippo', 'fout', 'fout'), dt_min=(2.0, 0.1, 0.1), dt_max=(2.0, 1.0,
+1.0), time_tied=False, num_frames=30, time_patch=2, num_classes=51` has 31,381,587.
+
+Shapes: B batch, T frames, (H, W) pixels, (t, h, w) positions of a feature map.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -13,42 +21,36 @@ from timm.layers import DropPath, NormMlpClassifierHead, calculate_drop_path_rat
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from s4nd.models._arguments import check_stages, training_grid
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
-from s4nd.models._parts import ChannelMlp, Grid, check_stages, choose, image_size, level_windows, make_mixer
+from s4nd.models._mixers import image_args
+from s4nd.models._parts import ChannelMlp
 from s4nd.models._sampling import Downsample, make_stem
 
 __all__ = ['ConvNeXtBlock', 'S4NDConvNeXt', 'checkpoint_filter_fn']
 
 
 class ConvNeXtBlock(nn.Module):
-    """Residual block (B, dim, h, w) -> (B, dim, h, w): mixer -> norm -> MLP -> layer scale.
+    """Residual block (B, dim, [t,] h, w) -> the same: mixer -> norm -> MLP -> layer scale.
 
     Args:
-        dim: channels.
-        grid: (height, width) the block is trained on.
-        mixer: 's4nd', or 'conv2d' for the depthwise 7x7 of ConvNeXt.
-        ssm: keywords of `S4ND`.
+        mixer: module (B, dim, [t,] h, w) -> the same.
         layer_scale: initial value of the layer scale, None for none.
         drop_path: probability that a sample skips the block in training.
-        dilation: of the 7x7, where `output_stride` keeps the maps larger than in training.
     """
 
     def __init__(
         self,
         dim: int,
-        grid: Grid,
-        mixer: str,
-        ssm: Mapping[str, Any],
+        mixer: nn.Module,
         layer_scale: float | None = 1e-6,
         drop_path: float = 0.0,
-        dilation: int = 1,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        self.mixer = make_mixer(mixer, dim, grid, ssm, kernel_size=7, dilation=dilation, **dd)
-        self.mlp = ChannelMlp(dim, layer_scale=layer_scale, **dd)
+        self.mixer = mixer
+        self.mlp = ChannelMlp(dim, layer_scale=layer_scale, device=device, dtype=dtype)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,25 +58,30 @@ class ConvNeXtBlock(nn.Module):
 
 
 class S4NDConvNeXt(Backbone):
-    """Stages at strides 4, 8, 16, 32, …: (B, in_chans, H, W) -> (B, num_classes).
+    """Stages at strides 4, 8, 16, 32, … in space: (B, in_chans, [T,] H, W) -> (B, num_classes).
 
     Args:
         output_stride: 8, 16 or 32; strides beyond it are dropped, and the S4ND layers step more finely instead.
         img_size: training size in pixels, one number or (height, width). Other sizes run by themselves.
+        num_frames: frames of the training clips; None for a model of images. Other numbers run by themselves, as the
+            same duration at another frame rate (`set_input_size` says otherwise).
         depths, dims: blocks and width of each stage, of which ConvNeXt has four; small images want fewer.
-        mixer: 's4nd' or 'conv2d' (depthwise 7x7) in the blocks.
+        mixer: in the blocks, 's4nd' or 'conv2d' (depthwise 7x7); for clips 's4nd', 'i3d' or 's3d'.
+        mixer_args: keywords of `S4ND`, `DepthwiseConv`, `ClipS4ND`, `I3DConv` or `S3DConv` (`timm.create_model` takes
+            them one by one as well). Those of S4ND hold for stem and downsampling too.
         stem: 'patch' (4x4 convolution), 's4nd' (S4ND, then pooling) or 'resample' (4x4 patches of fixed physical
             extent: every input size gives the token grid of the training size).
-        stem_extent: length of the kernels of the 's4nd' stem to each side, in pixels of the training size.
+        stem_args: `time_patch`, frames that the stem takes together; of the 's4nd' stem also `extent`, the length of
+            its kernels to each side in pixels of the training size, and keywords of its `S4ND`.
         downsample: 'conv' (2x2) or 's4nd' (S4ND, then pooling) between stages.
-        kernel, kernel_options, init, d_state, n_ssm, dt_min, dt_max, bandlimit: of every `S4ND`.
-        window: of every `S4ND`; a pair for each grid where `set_input_size` made them differ (`level_windows`).
         ls_init_value: initial layer scale, None for none (`timm.create_model` drops keywords that are None).
 
     Raises:
         ValueError: unknown mixer, stem, downsample, kernel, init or output_stride; images smaller than the output
             stride (4 pixels where `downsample='s4nd'`).
     """
+
+    mixers = ('s4nd', 'conv2d', 'i3d', 's3d')
 
     def __init__(
         self,
@@ -83,21 +90,14 @@ class S4NDConvNeXt(Backbone):
         global_pool: str = 'avg',
         output_stride: int = 32,
         img_size: int | tuple[int, int] = 224,
+        num_frames: int | None = None,
         depths: tuple[int, ...] = (3, 3, 9, 3),
         dims: tuple[int, ...] = (96, 192, 384, 768),
         mixer: str = 's4nd',
+        mixer_args: Mapping[str, Any] | None = None,
         stem: str = 'patch',
-        stem_extent: float | tuple[float, float] = 16,
+        stem_args: Mapping[str, Any] | None = None,
         downsample: str = 'conv',
-        kernel: str = 's4d',
-        kernel_options: Mapping[str, Any] | None = None,
-        init: str | None = None,
-        d_state: int = 64,
-        n_ssm: int | None = None,
-        dt_min: float = 0.1,
-        dt_max: float = 1.0,
-        bandlimit: float | None = None,
-        window: float | tuple[Any, ...] = 1.0,
         ls_init_value: float | None = 1e-6,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -105,34 +105,29 @@ class S4NDConvNeXt(Backbone):
         dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        choose('mixer', mixer, ('s4nd', 'conv2d'))
+        options = dict(mixer_args or {})
+        layer = self.mixer_class({'mixer': mixer, 'num_frames': num_frames})
         if output_stride not in (8, 16, 32):
             raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}')
+        if options.get('channels', 1) != 1:
+            raise ValueError(
+                f'a ConvNeXt block has one kernel per feature: channels must be 1, got {options["channels"]}'
+            )
         check_stages(depths, dims)
-        size = image_size(img_size)
-        ssm = dict(
-            kernel=kernel, kernel_options=kernel_options, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min,
-            dt_max=dt_max, bandlimit=bandlimit,
-        )  # fmt: skip
-        # What is on the grid of the image, then of each stage.
-        ssms = [dict(ssm, window=w) for w in level_windows(window, len(depths))]
-        drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        grid = training_grid(img_size, num_frames)
+        image = image_args(layer, options)
         min_size = min(output_stride, 4 * 2 ** (len(dims) - 1)) if downsample == 'conv' else 4
-        stem_module = make_stem(stem, in_chans, dims[0], 4, min_size, size, ssms[0], True, stem_extent, **dd)
-        grid: Grid = stem_module.set_grid(size)
-        stages, info, reduction, dilation = [], [], 4, 1
-        for i, dim in enumerate(dims):
-            down = None
-            if i > 0:
-                stride = 1 if reduction >= output_stride else 2
-                down = Downsample(downsample, dims[i - 1], dim, grid, ssms[i], stride, dilation, **dd)
-                reduction, dilation = reduction * stride, dilation * (2 // stride)
-                grid = down.set_grid(grid)
-            blocks = [
-                ConvNeXtBlock(dim, grid, mixer, ssms[i + 1], ls_init_value, p, dilation, **dd) for p in drop_paths[i]
-            ]
-            stages.append(Stage(blocks, down))
-            info.append(dict(num_chs=dim, reduction=reduction))
+        stem_module = make_stem(
+            stem, in_chans, dims[0], grid, 4, stem_args or {}, image, min_size=min_size, norm=True, **dd
+        )
+
+        def make_block(dim: int, grid: tuple[int, ...], dilation: int, drop_path: float) -> ConvNeXtBlock:
+            dilated = {'dilation': dilation} if mixer == 'conv2d' else {}
+            return ConvNeXtBlock(dim, layer(dim, grid, **options, **dilated, **dd), ls_init_value, drop_path, **dd)
+
+        drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        make_down = partial(Downsample, downsample, layer=image, **dd)
+        stages, info = _stages(stem_module.resize(grid), dims, drop_paths, output_stride, make_block, make_down)
         super().__init__(
             stem=stem_module,
             stages=stages,
@@ -141,14 +136,35 @@ class S4NDConvNeXt(Backbone):
             feature_info=info,
             in_chans=in_chans,
             num_classes=num_classes,
-            img_size=size,
             drop_rate=drop_rate,
         )
 
 
-def _cfg() -> dict[str, Any]:
+def _stages(
+    grid: tuple[int, ...],
+    dims: Sequence[int],
+    drop_paths: Sequence[Sequence[float]],
+    output_stride: int,
+    make_block: Callable[[int, tuple[int, ...], int, float], nn.Module],
+    make_down: Callable[..., Downsample],
+) -> tuple[list[Stage], list[dict[str, int]]]:
+    """Build the stages behind a stem whose map has the training grid `grid`, and what timm notes of each level."""
+    stages, info, reduction, dilation = [], [], 4, 1
+    for i, (dim, rates) in enumerate(zip(dims, drop_paths, strict=True)):
+        down = None
+        if i > 0:
+            stride = 1 if reduction >= output_stride else 2
+            down = make_down(dims[i - 1], dim, grid, stride=stride, dilation=dilation)
+            reduction, dilation = reduction * stride, dilation * (2 // stride)
+            grid = down.resize(grid)
+        stages.append(Stage([make_block(dim, grid, dilation, rate) for rate in rates], down))
+        info.append({'num_chs': dim, 'reduction': reduction})
+    return stages, info
+
+
+def _cfg(num_classes: int = 1000) -> dict[str, Any]:
     return model_cfg(
-        num_classes=1000,
+        num_classes=num_classes,
         input_size=(3, 224, 224),
         pool_size=(7, 7),
         min_input_size=(3, 32, 32),
@@ -164,6 +180,9 @@ default_cfgs = generate_default_cfgs(
         's4nd_convnext_tiny.untrained': _cfg(),
         's4nd_convnext_small.untrained': _cfg(),
         's4nd_convnext_base.untrained': _cfg(),
+        's4nd_convnext3d_nano.untrained': _cfg(400),
+        's4nd_convnext3d_micro.untrained': _cfg(400),
+        's4nd_convnext3d_tiny.untrained': _cfg(400),
     }
 )
 
@@ -194,3 +213,26 @@ def s4nd_convnext_base(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """92 M parameters."""
     model_args = dict(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024))
     return create(S4NDConvNeXt, 's4nd_convnext_base', pretrained, model_args, kwargs)
+
+
+@register_model
+def s4nd_convnext3d_nano(pretrained: bool = False, **kwargs: Any) -> Backbone:
+    """0.3 M parameters, for small clips on a CPU."""
+    model_args = dict(
+        depths=(1, 1, 2, 1), dims=(24, 48, 72, 96), img_size=64, num_frames=16, mixer_args=dict(d_state=16)
+    )
+    return create(S4NDConvNeXt, 's4nd_convnext3d_nano', pretrained, model_args, kwargs)
+
+
+@register_model
+def s4nd_convnext3d_micro(pretrained: bool = False, **kwargs: Any) -> Backbone:
+    """10 M parameters."""
+    model_args = dict(depths=(3, 3, 3, 3), dims=(64, 128, 256, 512), num_frames=16)
+    return create(S4NDConvNeXt, 's4nd_convnext3d_micro', pretrained, model_args, kwargs)
+
+
+@register_model
+def s4nd_convnext3d_tiny(pretrained: bool = False, **kwargs: Any) -> Backbone:
+    """30 M parameters."""
+    model_args = dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768), num_frames=16)
+    return create(S4NDConvNeXt, 's4nd_convnext3d_tiny', pretrained, model_args, kwargs)

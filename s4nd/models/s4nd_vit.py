@@ -9,26 +9,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, calculate_drop_path_rates
+from timm.layers import ClassifierHead, DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from s4nd.models._arguments import training_grid
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
-from s4nd.models._parts import ChannelMlp, ChannelOutput, Grid, choose, image_size, level_windows, make_mixer
+from s4nd.models._mixers import image_args
+from s4nd.models._parts import ChannelMlp, ChannelNorm, ChannelOutput
 from s4nd.models._sampling import make_stem
 
 __all__ = ['MixerBlock', 'S4NDViT', 'checkpoint_filter_fn']
 
 
 class MixerBlock(nn.Module):
-    """Two pre-norm residual steps (B, dim, h, w) -> (B, dim, h, w): mixer -> GELU -> linear (-> GLU), then the MLP.
+    """Two pre-norm residual steps (B, dim, h, w) -> the same: mixer -> GELU -> linear (-> GLU), then the MLP.
 
     Args:
-        dim: channels.
-        grid: (height, width) of the patches in training.
-        mixer: 's4nd' (two axes) or 's4nd_1d' (raster order).
+        mixer: module (B, dim, h, w) -> (B, width, h, w).
         gated: GLU after the linear map.
-        ssm: keywords of `S4ND`, its `channels` included.
         mlp_ratio: hidden width of the MLP over `dim`.
         drop_path: probability that a sample skips a step in training.
     """
@@ -36,10 +35,9 @@ class MixerBlock(nn.Module):
     def __init__(
         self,
         dim: int,
-        grid: Grid,
-        mixer: str,
-        gated: bool,
-        ssm: Mapping[str, Any],
+        mixer: nn.Module,
+        width: int,
+        gated: bool = True,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         device: Any = None,
@@ -47,9 +45,9 @@ class MixerBlock(nn.Module):
     ) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.norm = LayerNorm2d(dim, **dd)
-        self.mixer = make_mixer(mixer, dim, grid, ssm, **dd)
-        self.out = ChannelOutput(ssm['channels'] * dim, dim, gated, **dd)
+        self.norm = ChannelNorm(dim, **dd)
+        self.mixer = mixer
+        self.out = ChannelOutput(width, dim, gated, **dd)
         self.mlp = ChannelMlp(dim, mlp_ratio, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
@@ -63,22 +61,24 @@ class S4NDViT(Backbone):
 
     Args:
         img_size: training size in pixels, one number or (height, width). Other sizes run by themselves.
-        patch_size: pixels a side of a patch.
+        patch_size: pixels per side of a patch.
         embed_dim: width.
         depths: blocks between feature levels.
         mlp_ratio: hidden width of the MLP over `embed_dim`.
         mixer: 's4nd' (two axes) or 's4nd_1d' (the published raster order; it does not follow a change of resolution).
+        mixer_args: keywords of `S4ND` (`timm.create_model` takes them one by one as well); but for `channels` they hold
+            for the 's4nd' stem too.
         stem: 'patch' (convolution), 's4nd' (S4ND, then pooling) or 'resample' (patches of fixed physical extent: every
             input size gives the token grid of the training size).
-        stem_extent: length of the kernels of the 's4nd' stem to each side, in pixels of the training size.
+        stem_args: of the 's4nd' stem: `extent`, the length of its kernels to each side in pixels of the training size,
+            and keywords of its `S4ND`.
         gated: GLU after the linear map that follows the mixer.
-        channels: kernels a feature.
-        kernel, kernel_options, init, d_state, n_ssm, dt_min, dt_max, bandlimit: of every `S4ND`.
-        window: of every `S4ND`; a pair for each grid where `set_input_size` made them differ (`level_windows`).
 
     Raises:
         ValueError: unknown mixer, stem, kernel or init; images smaller than a patch.
     """
+
+    mixers = ('s4nd', 's4nd_1d')
 
     def __init__(
         self,
@@ -91,52 +91,41 @@ class S4NDViT(Backbone):
         depths: tuple[int, ...] = (3, 3, 3, 3),
         mlp_ratio: float = 4.0,
         mixer: str = 's4nd',
+        mixer_args: Mapping[str, Any] | None = None,
         stem: str = 'patch',
-        stem_extent: float | tuple[float, float] = 16,
+        stem_args: Mapping[str, Any] | None = None,
         gated: bool = True,
-        channels: int = 1,
-        kernel: str = 's4d',
-        kernel_options: Mapping[str, Any] | None = None,
-        init: str | None = None,
-        d_state: int = 64,
-        n_ssm: int | None = None,
-        dt_min: float = 0.1,
-        dt_max: float = 1.0,
-        bandlimit: float | None = None,
-        window: float | tuple[Any, ...] = 1.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        choose('mixer', mixer, ('s4nd', 's4nd_1d'))
-        size = image_size(img_size)
-        ssm = dict(
-            kernel=kernel, kernel_options=kernel_options, init=init, d_state=d_state, n_ssm=n_ssm, dt_min=dt_min,
-            dt_max=dt_max, bandlimit=bandlimit,
-        )  # fmt: skip
-        # What is on the grid of the image, then of each stage (the patches).
-        windows = level_windows(window, len(depths))
-        drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        stem_ssm = dict(ssm, window=windows[0])
-        mixer_ssm = dict(ssm, channels=channels, window=windows[1] if mixer == 's4nd' else 0.0)
+        options, layer = dict(mixer_args or {}), self.mixer_class({'mixer': mixer})
+        width = embed_dim * options.get('channels', 1)
+        grid = training_grid(img_size, None)
         stem_module = make_stem(
-            stem, in_chans, embed_dim, patch_size, patch_size, size, stem_ssm, norm=False, extent=stem_extent, **dd
-        )
-        grid: Grid = stem_module.set_grid(size)
+            stem, in_chans, embed_dim, grid, patch_size, stem_args or {}, image_args(layer, options),
+            min_size=patch_size, **dd,
+        )  # fmt: skip
+        grid = stem_module.resize(grid)
+        drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         super().__init__(
             stem=stem_module,
             stages=[
-                Stage([MixerBlock(embed_dim, grid, mixer, gated, mixer_ssm, mlp_ratio, p, **dd) for p in stage])
+                Stage(
+                    [
+                        MixerBlock(embed_dim, layer(embed_dim, grid, **options, **dd), width, gated, mlp_ratio, p, **dd)
+                        for p in stage
+                    ]
+                )
                 for stage in drop_paths
             ],
-            norm=LayerNorm2d(embed_dim, **dd),
+            norm=ChannelNorm(embed_dim, **dd),
             head=ClassifierHead(embed_dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd),
             feature_info=[dict(num_chs=embed_dim, reduction=patch_size) for _ in depths],
             in_chans=in_chans,
             num_classes=num_classes,
-            img_size=size,
             drop_rate=drop_rate,
         )
 
@@ -188,9 +177,6 @@ def s4nd_vit_base_patch16_1d(pretrained: bool = False, **kwargs: Any) -> Backbon
         embed_dim=768,
         depths=(3, 3, 3, 3),
         mixer='s4nd_1d',
-        channels=2,
-        kernel='s4',
-        dt_min=0.001,
-        dt_max=0.1,
+        mixer_args=dict(channels=2, kernel='s4', dt_min=0.001, dt_max=0.1),
     )
     return create(S4NDViT, 's4nd_vit_base_patch16_1d', pretrained, model_args, kwargs)

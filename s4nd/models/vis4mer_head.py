@@ -17,8 +17,8 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from s4nd.layers import S4ND
-from s4nd.models._parts import choose
+from s4nd.layers import S4
+from s4nd.models._arguments import choose
 from s4nd.optim import ssm_parameter_patterns
 
 __all__ = ['ViS4merBlock', 'ViS4merHead', 'halve']
@@ -30,7 +30,7 @@ class ViS4merBlock(nn.Module):
     Args:
         dim: width of the input, even.
         length: tokens of a training clip at this level, or None (see `ViS4merHead`).
-        ssm: keywords of `S4ND`.
+        mixer_args: keywords of `S4`.
         proj_drop: dropout of whole features, behind the GELU and behind the linear map.
         drop_path: probability that a clip skips the residual branch in training.
 
@@ -41,7 +41,7 @@ class ViS4merBlock(nn.Module):
         self,
         dim: int,
         length: int | None,
-        ssm: Mapping[str, Any],
+        mixer_args: Mapping[str, Any],
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
         device: Any = None,
@@ -50,7 +50,7 @@ class ViS4merBlock(nn.Module):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.norm = nn.LayerNorm(dim, **dd)
-        self.mixer = S4ND(dim, None if length is None else (length,), spatial_dims=1, **ssm, **dd)
+        self.mixer = S4(dim, None if length is None else (length,), **mixer_args, **dd)
         self.out = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout1d(proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
@@ -93,12 +93,12 @@ class ViS4merHead(nn.Module):
         num_classes: outputs, 0: none.
         global_pool: 'avg', or '' for none.
         length: tokens of a training clip. Another number is then the same clip at another frame rate, and every level
-            steps by length / tokens (`S4ND`). None: the frame rate is that of training, unless `set_time_step` says
-            otherwise, and more tokens are a longer clip.
+            steps by length / tokens. It is stored with the weights, and adopted with them. None: the frame rate is that
+            of training, and more tokens are a longer clip.
         dim: d, width of the first level; each level halves it. Published: 1024.
         depth: L, number of levels. Published: 3.
-        bidirectional: published: causal.
-        kernel, kernel_options, init, d_state, dt_min, dt_max, bandlimit: of `S4ND`; the defaults are S4's.
+        mixer_args: keywords of `S4` (`timm.create_model` takes them one by one as well); causal by default, as
+            published.
         drop_rate: dropout before the classifier.
         proj_drop_rate: dropout of whole features in the blocks. Published: 0.2.
         drop_path_rate: of the last level's residual branch, growing linearly from 0.
@@ -117,14 +117,7 @@ class ViS4merHead(nn.Module):
         length: int | None = None,
         dim: int = 1024,
         depth: int = 3,
-        bidirectional: bool = False,
-        kernel: str = 's4',
-        kernel_options: Mapping[str, Any] | None = None,
-        init: str | None = None,
-        d_state: int = 64,
-        dt_min: float = 1e-3,
-        dt_max: float = 0.1,
-        bandlimit: float | None = None,
+        mixer_args: Mapping[str, Any] | None = None,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.2,
         drop_path_rate: float = 0.0,
@@ -137,11 +130,7 @@ class ViS4merHead(nn.Module):
         if in_chans < 1 or (length is not None and length < 1):
             raise ValueError(f'in_chans and length must be at least 1, got {in_chans} and {length}')
         dd = {'device': device, 'dtype': dtype}
-        ssm = dict(
-            kernel=kernel, kernel_options=kernel_options, init=init, d_state=d_state, dt_min=dt_min, dt_max=dt_max,
-            bandlimit=bandlimit, bidirectional=bidirectional,
-        )  # fmt: skip
-        self.in_chans, self.num_classes, self.drop_rate, self.length = in_chans, num_classes, drop_rate, length
+        self.in_chans, self.num_classes, self.drop_rate = in_chans, num_classes, drop_rate
         self.grad_checkpointing = False
         self.feature_info = [
             dict(num_chs=dim // 2 ** (i + 1), reduction=2 ** (i + 1), module=f'blocks.{i}') for i in range(depth)
@@ -151,7 +140,12 @@ class ViS4merHead(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 ViS4merBlock(
-                    dim // 2**i, None if length is None else _tokens_at(i, length), ssm, proj_drop_rate, drop, **dd
+                    dim // 2**i,
+                    None if length is None else _tokens_at(i, length),
+                    mixer_args or {},
+                    proj_drop_rate,
+                    drop,
+                    **dd,
                 )
                 for i, drop in enumerate(calculate_drop_path_rates(drop_path_rate, depth))
             )
@@ -178,27 +172,29 @@ class ViS4merHead(nn.Module):
         """Trade time for memory: recompute every level in the backward pass."""
         self.grad_checkpointing = enable
 
-    def set_time_step(self, step: float | None) -> None:
-        """Fix the spacing of the tokens to come, in tokens of training: 0.5 for twice the frame rate, however long the
-        clip. None, the default: length / tokens, or 1 without a `length`. It is no part of the weights.
+    @classmethod
+    def mixer_class(cls, args: Mapping[str, Any]) -> type[nn.Module]:
+        """The class that `mixer_args` are keywords of."""
+        return S4
 
-        Raises:
-            ValueError: a step that is not positive and finite.
-        """
-        for block in self.blocks:
-            block.mixer.set_step(0, step)
+    @property
+    def length(self) -> int | None:
+        """Tokens of a training clip, None where it is not known."""
+        grid = self.blocks[0].mixer.grid
+        return None if grid is None else grid[0]
 
     def set_length(self, length: int) -> None:
-        """Re-anchor trained weights to another `length` without changing what the model computes.
+        """Give every level the grid of a model built for `length` tokens; no parameter changes.
+
+        More tokens are then a longer clip at the frame rate of training.
 
         Raises:
-            ValueError: less than one token, or a model without a `length`.
+            ValueError: for less than one token.
         """
-        if self.length is None or length < 1:
-            raise ValueError(f'expected a model with a length and at least 1 token, got {self.length} and {length}')
+        if length < 1:
+            raise ValueError(f'length must be at least 1 token, got {length}')
         for level, block in enumerate(self.blocks):
-            block.mixer.set_grid((_tokens_at(level, length),))
-        self.length = length
+            block.mixer.grid = (_tokens_at(level, length),)
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""

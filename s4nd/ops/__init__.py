@@ -1,17 +1,37 @@
-"""Pure functions: taps x signal -> signal, and the sums that make taps."""
+"""Pure functions: taps x signal -> signal, and the sums that make taps. Every choice of arithmetic is made here."""
 
+from s4nd.ops.diagonal import diagonal_taps, discretize, expand_ssm, expm1, pair_cells
+from s4nd.ops.dispatch import at_least_float32, exact_bmm, observed, values_are_known, wide
+from s4nd.ops.exponentials import exponential_sum
+from s4nd.ops.fullconv import full_conv
+from s4nd.ops.krylov import krylov
 from s4nd.ops.longconv import METHODS, lag_taps, separable_conv, toeplitz, toeplitz_replicate, use_toeplitz
 from s4nd.ops.products import joint_matrix
-from s4nd.ops.scan import diagonal_scan, plain_diagonal_scan
+from s4nd.ops.recurrence import run_recurrence
+from s4nd.ops.scan import diagonal_scan, varying_scan
 
 __all__ = [
     'METHODS',
+    'at_least_float32',
     'diagonal_scan',
+    'diagonal_taps',
+    'discretize',
+    'exact_bmm',
+    'expand_ssm',
+    'expm1',
+    'exponential_sum',
+    'full_conv',
     'joint_matrix',
+    'krylov',
     'lag_taps',
-    'plain_diagonal_scan',
+    'observed',
+    'pair_cells',
+    'run_recurrence',
     'separable_conv',
     'toeplitz',
     'toeplitz_replicate',
     'use_toeplitz',
+    'values_are_known',
+    'varying_scan',
+    'wide',
 ]

@@ -10,17 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s4nd.ops.dispatch import by_hand, plain_gradients, wants_graph
 
-def exponential_sum(w: Tensor, a: Tensor, length: int) -> Tensor:
-    """Complex weights w (c, H, n) and bases a (H, n), |a| <= 1 -> real taps (c, H, length).
 
-    Gradients come from the inputs alone: memory is O(√length) a mode, and they cannot be differentiated again.
+def exponential_sum(w_re: Tensor, w_im: Tensor, a_re: Tensor, a_im: Tensor, length: int) -> Tensor:
+    """Weights w (c, H, n) and bases a (H, n), |a| <= 1, as real and imaginary parts -> taps (c, H, length)."""
+    if by_hand(a_re):
+        return _complex_parts(w_re, w_im, a_re, a_im, length)
+    return plain_exponential_sum(w_re, w_im, a_re, a_im, length)
+
+
+def complex_exponential_sum(w: Tensor, a: Tensor, length: int) -> Tensor:
+    """Take complex weights w (c, H, n) and bases a (H, n), |a| <= 1 -> real taps (c, H, length).
+
+    Gradients come from the inputs alone, with memory O(√length) per mode.
     """
     return _ExponentialSum.apply(w, a, length)
 
 
+@torch.jit.unused
+def _complex_parts(w_re: Tensor, w_im: Tensor, a_re: Tensor, a_im: Tensor, length: int) -> Tensor:
+    return complex_exponential_sum(torch.complex(w_re, w_im), torch.complex(a_re, a_im), length)
+
+
 def plain_exponential_sum(w_re: Tensor, w_im: Tensor, a_re: Tensor, a_im: Tensor, length: int) -> Tensor:
-    """The same in real arithmetic, as real and imaginary parts: for compilers, exporters and TorchScript."""
+    """Compute the same in real arithmetic, by autograd alone."""
     channels, features, _ = w_re.shape
     rows, columns = block_split(length)
     v_re, v_im = powers(a_re, a_im, columns)  # (H, n, columns)
@@ -46,14 +60,20 @@ class _ExponentialSum(torch.autograd.Function):
         # Re(x y) is the inner product of x and ȳ as pairs of reals.
         right = _as_rows(_complex_powers(a.conj(), columns)).transpose(1, 2)
         taps = torch.bmm(_as_rows(left.flatten(1, 2)), right)  # (H, c·rows, columns)
-        ctx.save_for_backward(w, column_powers, row_powers)
+        ctx.save_for_backward(w, a, column_powers, row_powers)
+        ctx.shape = channels, features, length
         return taps.reshape(features, channels, rows * columns)[..., :length].transpose(0, 1).mul(2)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        w, column_powers, row_powers = ctx.saved_tensors
-        channels, features, length = grad.shape
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        w, a, column_powers, row_powers = ctx.saved_tensors
+        channels, features, length = ctx.shape
+        if wants_graph(grad):
+            grad_w, grad_a = plain_gradients(
+                lambda w, a: plain_exponential_sum(w.real, w.imag, a.real, a.imag, length),
+                (w, a), ctx.needs_input_grad[:2], grad,
+            )  # fmt: skip
+            return grad_w, grad_a, None
         rows, columns = row_powers.shape[1], column_powers.shape[1]
         g = grad.new_zeros(features, 2, channels, rows * columns)
         g[:, 0, :, :length] = grad.transpose(0, 1)

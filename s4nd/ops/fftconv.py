@@ -4,14 +4,34 @@ Temporaries are those of one group of features, which on a CPU stay in the cache
 gradients: their spectra are computed again.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from s4nd.ops.dispatch import by_hand, feature_groups, plain_gradients, wants_graph
+
 
 def fft_conv(x: Tensor, taps: Tensor, center: int) -> Tensor:
-    """x (B, C, L) with lag taps (C, K), lag 0 at `center` -> (B, C, L); gradients cannot be differentiated again."""
+    """Convolve x (B, C, L) with lag taps (C, K), lag 0 at `center` -> (B, C, L), of the dtype of x."""
+    if by_hand(x):
+        return _fft_conv_by_hand(x, taps, center)
+    return plain_fft_conv(x, taps, center, 2)
+
+
+def plain_fft_conv(x: Tensor, taps: Tensor, center: int, dim: int, features: int = 1) -> Tensor:
+    """Convolve x with lag taps (C, K) along `dim`, by autograd alone; C is the size of x in dimension `features`."""
+    length = x.shape[dim]
+    spectrum, size = wrapped_spectrum(taps, center, length)
+    shape = [1] * x.dim()
+    shape[features], shape[dim] = x.shape[features], size // 2 + 1
+    y = torch.fft.irfft(torch.fft.rfft(x, n=size, dim=dim) * spectrum.reshape(shape), n=size, dim=dim)
+    return y.narrow(dim, 0, length)
+
+
+@torch.jit.unused
+def _fft_conv_by_hand(x: Tensor, taps: Tensor, center: int) -> Tensor:
     return _FFTConv.apply(x, taps, center)
 
 
@@ -49,21 +69,23 @@ class _FFTConv(torch.autograd.Function):
         ctx.save_for_backward(x, taps)
         ctx.center = center
         length, y = x.shape[-1], torch.empty_like(x, memory_format=torch.contiguous_format)
-        for part in _groups(x):
+        for part in feature_groups(x):
             spectrum, size = wrapped_spectrum(taps[part], center, length)
             product = torch.fft.rfft(x[:, part], n=size).mul_(spectrum)
             y[:, part] = torch.fft.irfft(product, n=size)[..., :length]
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, taps = ctx.saved_tensors
         center, length = ctx.center, x.shape[-1]
+        if wants_graph(grad):
+            plain = partial(plain_fft_conv, center=center, dim=2)
+            return (*plain_gradients(plain, (x, taps), ctx.needs_input_grad[:2], grad), None)
         grad_x = torch.empty_like(grad) if ctx.needs_input_grad[0] else None
         grad_taps = torch.zeros_like(taps) if ctx.needs_input_grad[1] else None
         first, last = max(0, center - length + 1), min(taps.shape[1], center + length)
-        for part in _groups(x):
+        for part in feature_groups(x):
             spectrum, size = wrapped_spectrum(taps[part], center, length)
             g = torch.fft.rfft(grad[:, part], n=size)
             if grad_taps is not None:
@@ -74,10 +96,3 @@ class _FFTConv(torch.autograd.Function):
             if grad_x is not None:
                 grad_x[:, part] = torch.fft.irfft(g.mul_(spectrum.conj_physical_()), n=size)[..., :length]
         return grad_x, grad_taps, None
-
-
-def _groups(x: Tensor) -> list[slice]:
-    """Features in groups of about a megabyte a CPU thread, or 256 MB elsewhere."""
-    elements = 2**18 * torch.get_num_threads() if x.device.type == 'cpu' else 2**26
-    count = max(1, elements // (x.shape[0] * x.shape[2]))
-    return [slice(start, start + count) for start in range(0, x.shape[1], count)]

@@ -21,11 +21,12 @@ def full_conv(x: Tensor, kernel: Tensor) -> Tensor:
             f'expected a kernel ({x.shape[1]}, {x.dim() - 2} odd numbers of lags) for x of shape {list(x.shape)}, '
             f'got {list(kernel.shape)}'
         )
+    if x.numel() == 0:
+        return torch.zeros_like(x)
     dtype = torch.promote_types(torch.promote_types(x.dtype, kernel.dtype), torch.float32)
     u, kernel = x.to(dtype), kernel.to(dtype)
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out a branch, not a part of a condition)
-        if x.dim() == 3:
-            return fft_conv(u, kernel, kernel.shape[1] // 2).to(x.dtype)
+    if x.dim() == 3:
+        return fft_conv(u, kernel, kernel.shape[1] // 2).to(x.dtype)
     axes = list(range(2, x.dim()))
     # What wraps around falls into the first K // 2 samples, which are cut off.
     sizes = [fft_size(n + k // 2) for n, k in zip(x.shape[2:], kernel.shape[1:])]

@@ -5,25 +5,33 @@ one grows by doubling (A, A², A⁴ …) and the left one row by row with A^colu
 Shape legend: H = features, N = state, c = channels, L = length.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from s4nd.ops.dispatch import by_hand, plain_gradients, wants_graph
 from s4nd.ops.exponentials import block_split
 
 
-@torch.jit.unused
 def krylov(A: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
     """A (H, N, N) with powers that stay bounded, B (H, N), C (c, H, N) -> taps (c, H, length).
 
-    Only the inputs are kept for the gradients, which cannot be differentiated again.
+    Only the inputs are kept for the gradients.
     """
+    if by_hand(C):
+        return _krylov_by_hand(A, B, C, length)
+    return plain_krylov(A, B, C, length)
+
+
+@torch.jit.unused
+def _krylov_by_hand(A: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
     return _Krylov.apply(A, B, C, length)
 
 
 def plain_krylov(A: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
-    """The same by autograd, with both sides doubled: for compilers, exporters and TorchScript."""
+    """Compute the same by autograd, with both sides doubled."""
     channels, features, _ = C.shape
     rows, columns = block_split(length)
     right = B[..., None]  # (H, N, 1 … columns)
@@ -44,12 +52,15 @@ class _Krylov(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, A: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
         ctx.save_for_backward(A, B, C)
+        ctx.length = length
         return torch.cat([_taps(A[part], B[part], C[:, part], length) for part in _parts(A)], 1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         A, B, C = ctx.saved_tensors
+        if wants_graph(grad):
+            plain = partial(plain_krylov, length=ctx.length)
+            return (*plain_gradients(plain, (A, B, C), ctx.needs_input_grad[:3], grad), None)
         grads = [_gradients(A[part], B[part], C[:, part], grad[:, part]) for part in _parts(A)]
         grad_A, grad_B, grad_C = zip(*grads, strict=True)
         return torch.cat(grad_A), torch.cat(grad_B), torch.cat(grad_C, 1), None

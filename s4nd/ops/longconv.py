@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from s4nd.ops.fftconv import fft_conv, wrapped_spectrum
+from s4nd.ops.dispatch import by_hand, in_format_of
+from s4nd.ops.fftconv import fft_conv, plain_fft_conv
 from s4nd.ops.products import apply_matrix, axis_dim, from_channels, separable_product, to_channels
 
 METHODS = ('auto', 'toeplitz', 'fft')
@@ -21,10 +22,10 @@ def lag_taps(forward: Tensor, backward: Tensor, centered: bool, window: float = 
     """Two one-sided kernels -> two-sided lag taps and the index of lag 0.
 
     Args:
-        forward, backward: (…, M). Centered: taps at half the step, M = 2K - 2 + ⌈window⌉ for lags up to K - 1. Otherwise
-            at the full step, M = K.
-        centered: lag l is the mean of the kernel over [l - window/2, l + window/2]; backward taps stand before 0. With a
-            window of one sample, lag l is h[2l - 1] + h[2l], and lag 0 takes h[0] of each side. If not, as in the
+        forward, backward: (…, M). Centered: taps at half the step, M = 2K - 2 + ⌈window⌉ for lags up to K - 1.
+            Otherwise at the full step, M = K.
+        centered: lag l is the mean of the kernel over [l - window/2, l + window/2]; backward taps stand before 0. With
+            a window of one sample, lag l is h[2l - 1] + h[2l], and lag 0 takes h[0] of each side. If not, as in the
             published code of S4ND (arXiv 2210.06583): forward[t] acts at lag t, backward[t] at lag -t - 1.
         window: in samples, at least 1.
 
@@ -57,8 +58,8 @@ def separable_conv(
         skip: (C,), adds skip · x.
 
     Returns:
-        (B, C, L1, …, Ld), dtype of x. In eager mode gradients cannot be differentiated again, unless some of several
-        axes is convolved by FFTs.
+        (B, C, L1, …, Ld), of the dtype and memory format of x. One NaN or infinity makes all outputs of its feature and
+        batch row NaN, earlier ones too: zero taps do not hide it.
 
     Raises:
         ValueError: if numbers of axes, features or ranks do not agree, an axis is empty, or the method is unknown.
@@ -82,6 +83,8 @@ def separable_conv(
             raise ValueError(f'x has an empty axis: shape {list(x.shape)}')
         if not matrix and (centers[axis] < 0 or centers[axis] >= k.shape[2]):
             raise ValueError(f'center {centers[axis]} of axis {axis} is outside its {k.shape[2]} lags')
+    if x.numel() == 0:
+        return torch.zeros_like(x)
     if torch.jit.is_scripting() or x.is_meta:
         return _separable_conv(x, taps, centers, method, skip)
     # Autocast would run the matrix products in half precision.
@@ -144,16 +147,8 @@ def _separable_conv(x: Tensor, taps: list[Tensor], centers: list[int], method: s
             k = toeplitz(k, centers[axis], size[axis])
         all_matrices = all_matrices and k.dim() == 4
         operators.append(k)
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript needs the condition to stand alone)
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta):
-            if all_matrices:
-                return separable_product(x, operators, skip).to(dtype)
-            if axes == 1:
-                # One axis: ranks add up before the convolution, and so does the skip, at lag 0.
-                k = operators[0].sum(0)
-                if skip is not None:
-                    k = k + torch.nn.functional.pad(skip[:, None], (centers[0], k.shape[1] - 1 - centers[0]))
-                return fft_conv(x, k, centers[0]).to(dtype)
+    if by_hand(x) and (all_matrices or axes == 1):
+        return _by_hand(x, operators, centers, skip).to(dtype)
     u = to_channels(x)
     y = u
     for rank in range(taps[0].shape[0]):
@@ -161,20 +156,23 @@ def _separable_conv(x: Tensor, taps: list[Tensor], centers: list[int], method: s
         for axis in range(axes):
             k = operators[axis][rank]
             dim = axis_dim(axis, axes)
-            z = apply_matrix(z, k, dim) if k.dim() == 3 else _apply_fft(z, k, centers[axis], dim)
+            if k.dim() == 3:
+                z = apply_matrix(z, k, dim)
+            else:
+                z = plain_fft_conv(z, k, centers[axis], dim, 0)
         y = z if rank == 0 else y + z
-    # Contiguous: what follows is elementwise beside contiguous tensors, and slow over mixed strides.
-    y = from_channels(y).contiguous()
+    y = in_format_of(from_channels(y), x)
     if skip is not None:
         y = y + skip.reshape([-1] + [1] * axes) * x
     return y.to(dtype)
 
 
-def _apply_fft(x: Tensor, taps: Tensor, center: int, dim: int) -> Tensor:
-    """x (C, …) with lag taps (C, K), lag 0 at `center`, along `dim`."""
-    length = x.shape[dim]
-    spectrum, size = wrapped_spectrum(taps, center, length)
-    shape = [1] * x.dim()
-    shape[0], shape[dim] = x.shape[0], size // 2 + 1
-    y = torch.fft.irfft(torch.fft.rfft(x, n=size, dim=dim) * spectrum.reshape(shape), n=size, dim=dim)
-    return y.narrow(dim, 0, length)
+@torch.jit.unused
+def _by_hand(x: Tensor, operators: list[Tensor], centers: list[int], skip: Tensor | None) -> Tensor:
+    if operators[0].dim() == 4:
+        return separable_product(x, operators, skip)
+    # One axis: ranks add up before the convolution, and so does the skip, at lag 0.
+    k = operators[0].sum(0)
+    if skip is not None:
+        k = k + torch.nn.functional.pad(skip[:, None], (centers[0], k.shape[1] - 1 - centers[0]))
+    return fft_conv(x, k, centers[0])

@@ -12,13 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s4nd.ops.dispatch import feature_groups, plain_gradients, wants_graph
+
 
 def separable_product(x: Tensor, matrices: Sequence[Tensor], skip: Tensor | None) -> Tensor:
     """x (B, C, L1, …, Ld) times the matrices (R, C, L, L) of each axis, summed over ranks, plus skip (C,) times x.
 
-    Its gradients cannot be differentiated again.
+    The result has the memory format of x.
     """
     return _SeparableProduct.apply(x, skip, *matrices)
+
+
+def plain_product(x: Tensor, skip: Tensor | None, *matrices: Tensor) -> Tensor:
+    """Compute `separable_product` by autograd alone."""
+    u = to_channels(x)
+    y = _inputs(u, matrices, 0, slice(None))[-1]
+    for rank in range(1, len(matrices[0])):
+        y = y + _inputs(u, matrices, rank, slice(None))[-1]
+    y = from_channels(y)
+    return y if skip is None else y + skip.reshape([-1] + [1] * (x.dim() - 2)) * x
 
 
 def joint_matrix(matrices: Sequence[Tensor]) -> Tensor:
@@ -58,20 +70,11 @@ def apply_matrix(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
     return y.reshape(rows.shape).movedim(last, dim)
 
 
-def feature_groups(x: Tensor) -> list[slice]:
-    """Features of x (B, C, …) in groups, so that what is computed of one stays in the cache, or in 256 MB on a GPU."""
-    elements = 2**18 * torch.get_num_threads() if x.device.type == 'cpu' else 2**26
-    each = x.shape[0] * x[0, 0].numel()
-    # Sixteen at least where features lie side by side (channels_last): a cache line holds as many.
-    count = max(16 if x.stride(1) == 1 else 1, elements // each)
-    return [slice(start, start + count) for start in range(0, x.shape[1], count)]
-
-
 class _SeparableProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, skip: Tensor | None, *matrices: Tensor) -> Tensor:
         ctx.save_for_backward(x, skip, *matrices)
-        y = torch.empty(x.shape, device=x.device, dtype=x.dtype)
+        y = torch.empty_like(x)
         for part in feature_groups(x):
             u = to_channels(x[:, part]).contiguous()
             total = _inputs(u, matrices, 0, part)[-1]
@@ -81,10 +84,11 @@ class _SeparableProduct(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, skip, *matrices = ctx.saved_tensors
-        grad_x = torch.empty(x.shape, device=x.device, dtype=x.dtype) if ctx.needs_input_grad[0] else None
+        if wants_graph(grad):
+            return tuple(plain_gradients(plain_product, (x, skip, *matrices), ctx.needs_input_grad, grad))
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_skip = torch.empty_like(skip) if ctx.needs_input_grad[1] else None
         grad_matrices = [torch.empty_like(matrix) for matrix in matrices]
         # Autocast would run the products in half precision.

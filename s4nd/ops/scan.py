@@ -11,28 +11,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s4nd.ops.dispatch import by_hand, wants_graph
 
-def diagonal_scan(a: Tensor, b: Tensor, reverse: bool = False) -> Tensor:
+
+def diagonal_scan(a_re: Tensor, a_im: Tensor, b: Tensor, reverse: bool = False) -> Tensor:
     """States x_k = a x_{k-1} + b_k from x_{-1} = 0, or in reverse x_k = a x_{k+1} + b_k from x_L = 0.
 
     Work and memory are O(LP). Only a and the states are kept for the gradients, which are the scan from the other end
-    with ā; they cannot be differentiated again.
+    with ā.
 
     Args:
-        a: (P,), complex, |a| <= 1. Its powers are formed in complex128.
-        b: (…, L, P), complex, L >= 1.
+        a_re, a_im: (P,), real and imaginary part of a, |a| <= 1. Powers are formed in complex128.
+        b: (…, L, P, 2), real and imaginary part, L >= 1.
         reverse: from the last row to the first.
 
     Returns:
-        (…, L, P), of the dtype of b.
+        (…, L, P, 2), of the dtype of b.
     """
-    return _DiagonalScan.apply(a, b, reverse)
+    if by_hand(b):
+        return _complex_scan(a_re, a_im, b, reverse)
+    x_re, x_im = plain_diagonal_scan(a_re, a_im, b[..., 0], b[..., 1], reverse)
+    return torch.stack([x_re, x_im], -1)
+
+
+@torch.jit.unused
+def _complex_scan(a_re: Tensor, a_im: Tensor, b: Tensor, reverse: bool) -> Tensor:
+    pairs = torch.view_as_complex(b.contiguous())
+    return torch.view_as_real(_DiagonalScan.apply(torch.complex(a_re, a_im), pairs, reverse))
 
 
 def plain_diagonal_scan(
     a_re: Tensor, a_im: Tensor, b_re: Tensor, b_im: Tensor, reverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The same in real arithmetic by autograd, as real and imaginary parts: for compilers, exporters and TorchScript.
+    """Compute the same in real arithmetic by autograd, as real and imaginary parts.
 
     Spans double without a tree (Hillis and Steele): O(LP log L), and for the gradients memory of as many passes.
     """
@@ -54,6 +65,38 @@ def plain_diagonal_scan(
     return b_re, b_im
 
 
+def varying_scan(a: Tensor, b: Tensor, reverse: bool = False) -> Tensor:
+    """States of the recurrence whose factor varies, x_k = a_k x_{k-1} + b_k, or in reverse x_k = a_k x_{k+1} + b_k.
+
+    Spans double without a tree: O(LP log L), in real arithmetic that autograd differentiates any number of times.
+
+    Args:
+        a: (…, L, P, 2), real and imaginary part, |a| <= 1; axes before L are broadcast against those of b.
+        b: (…, L, P, 2), L >= 1.
+        reverse: from the last row to the first.
+
+    Returns:
+        (…, L, P, 2), of the dtype of b.
+    """
+    if reverse:
+        a, b = a.flip(-3), b.flip(-3)
+    a_re, a_im = a.to(b.dtype).unbind(-1)
+    b_re, b_im = b.unbind(-1)
+    length, span = b.shape[-3], 1
+    while span < length:
+        c_re, c_im = a_re[..., span:, :], a_im[..., span:, :]
+        p_re, p_im = b_re[..., :-span, :], b_im[..., :-span, :]
+        q_re = b_re[..., span:, :] + (c_re * p_re - c_im * p_im)
+        q_im = b_im[..., span:, :] + (c_re * p_im + c_im * p_re)
+        b_re, b_im = torch.cat([b_re[..., :span, :], q_re], -2), torch.cat([b_im[..., :span, :], q_im], -2)
+        d_re, d_im = a_re[..., :-span, :], a_im[..., :-span, :]
+        e_re, e_im = c_re * d_re - c_im * d_im, c_re * d_im + c_im * d_re
+        a_re, a_im = torch.cat([a_re[..., :span, :], e_re], -2), torch.cat([a_im[..., :span, :], e_im], -2)
+        span *= 2
+    x = torch.stack([b_re, b_im], -1)
+    return x.flip(-3) if reverse else x
+
+
 class _DiagonalScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, reverse: bool) -> Tensor:
@@ -64,15 +107,27 @@ class _DiagonalScan(torch.autograd.Function):
         return x
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         a, x = ctx.saved_tensors
+        if wants_graph(grad):
+            # The states are an output of this function, so what follows is differentiable in a, b and the gradient.
+            back = _again(a.conj(), grad, not ctx.reverse)
+            rest = x.shape[-2] - 1
+            after, before = back.narrow(-2, 1 - ctx.reverse, rest), x.narrow(-2, int(ctx.reverse), rest)
+            return (after * before.conj()).flatten(0, -2).sum(0).to(a.dtype), back, None
         grad = grad.clone(memory_format=torch.contiguous_format)
         _scan_(a.conj(), grad, not ctx.reverse)
         rest = x.shape[-2] - 1
         after, before = grad.narrow(-2, 1 - ctx.reverse, rest), x.narrow(-2, int(ctx.reverse), rest)
         grad_a = (after * before.conj()).flatten(0, -2).sum(0)
         return grad_a.to(a.dtype), grad, None
+
+
+def _again(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
+    """The scan of a complex b, differentiable and, under a transform, by plain arithmetic."""
+    if by_hand(b):
+        return _DiagonalScan.apply(a, b, reverse)
+    return torch.complex(*plain_diagonal_scan(a.real, a.imag, b.real, b.imag, reverse))
 
 
 def _scan_(a: Tensor, x: Tensor, reverse: bool) -> None:

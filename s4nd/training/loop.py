@@ -1,21 +1,19 @@
-"""The training loop that images, video and audio share.
+"""The training loop that all tasks share.
 
-A task brings batches, a loss and an evaluation and knows no model; `fit` brings the rest: accelerate for device,
+A task brings model, batches, a loss and an evaluation; `fit` brings the rest: accelerate for device,
 precision and processes, timm's optimizers, schedules and weight averaging, progress with the time left, checkpoints and
 resuming.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,38 +26,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from s4nd.optim import param_groups
+from s4nd.seeds import derived_seed
+from s4nd.tasks import Task
 from s4nd.training.checkpoint import CheckpointError, load_state, save_state, save_weights
 from s4nd.training.config import RunConfig, save_config
 
-__all__ = ['NonFiniteError', 'Task', 'fit', 'make_accelerator']
-
+__all__ = ['NonFiniteError', 'fit', 'make_accelerator']
 
 _ADVICE = 'Checkpoints of earlier epochs are intact; a smaller optim.lr or optim.clip_grad=1.0 may help'
 
 
 class NonFiniteError(RuntimeError):
     """Training produced an infinity or NaN; the message names the first tensor that holds one."""
-
-
-@runtime_checkable
-class Task(Protocol):
-    """What is learned. It holds no state besides its data: everything random follows from the epoch.
-
-    `train_batches(epoch)` is sized; where it has a method `shard(index, count)`, each process asks for its own share,
-    otherwise the loop takes every count-th batch. A task may have a method `enter_epoch(model, epoch)` that changes the
-    model in place for the epoch (its parameters stay the same objects) and returns metadata for the weights; it is
-    called on the model and on its average before an epoch trains, and before weights of that epoch are restored.
-    """
-
-    monitor: str  # the metric that picks the best checkpoint
-    maximize: bool
-    metadata: dict[str, str]  # stored with the weights
-
-    def train_batches(self, epoch: int) -> Iterable[Any]: ...
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
-
-    def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]: ...
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -122,7 +100,6 @@ class _Training:
         self.epoch, self.updates, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
-        self.entered: dict[str, str] = {}
 
     def _updates_per_epoch(self) -> int:
         count = self.accelerator.num_processes * self.config.optim.accumulate
@@ -154,13 +131,15 @@ class _Training:
         """All updates of one epoch (or those left of max_steps)."""
         start, config = time.monotonic(), self.config
         # Dropout, mixup and drop path follow from seed, epoch and process alone, so no generator state is stored.
-        set_seed((config.seed * 1_000_003 + self.epoch * 1_009 + self.accelerator.process_index) % 2**32)
-        self._enter(self.epoch)
+        set_seed(derived_seed(config.seed, self.epoch * 1_009 + self.accelerator.process_index) % 2**32)
         self.model.train()
         updates = min(self.updates_per_epoch, self.total_updates - self.updates)
         total = 0.0
         progress.set_description(f'epoch {self.epoch + 1}/{config.epochs}')
-        batches = islice(self._share(self.task.train_batches(self.epoch)), updates * config.optim.accumulate)
+        share = self.task.train_batches(self.epoch).shard(
+            self.accelerator.process_index, self.accelerator.num_processes
+        )
+        batches = islice(share, updates * config.optim.accumulate)
         for number, batch in enumerate(batches, 1):
             total += self._step(send_to_device(batch, self.accelerator.device, non_blocking=True))
             if number % config.optim.accumulate == 0:
@@ -178,19 +157,6 @@ class _Training:
         self.history.append(
             {'epoch': self.epoch, 'loss': total / (updates * config.optim.accumulate), 'lr': max(rates)}
         )
-
-    def _enter(self, epoch: int) -> None:
-        if hasattr(self.task, 'enter_epoch'):
-            for module in (self.weights, self.raw):
-                self.entered = self.task.enter_epoch(module, epoch)
-
-    def _share(self, batches: Iterable[Any]) -> Iterator[Any]:
-        index, count = self.accelerator.process_index, self.accelerator.num_processes
-        if count == 1:
-            return iter(batches)
-        if hasattr(batches, 'shard'):
-            return iter(batches.shard(index, count))
-        return islice(batches, index, None, count)
 
     def _step(self, batch: Any) -> float:
         accelerator, clip = self.accelerator, self.config.optim.clip_grad
@@ -247,9 +213,8 @@ class _Training:
         return True
 
     def _save(self, improved: bool) -> None:
-        args = json.dumps(self.config.model.args)
-        metadata = {'model': self.config.model.name, 'args': args, 'epoch': str(self.epoch)}
-        metadata |= {**self.task.metadata, **self.entered}
+        names = {'task': self.config.task, 'model': self.config.model.name}
+        metadata = {**names, **self.task.metadata, 'epoch': str(self.epoch)}
         # The file describes the run; whether this start was a second one is not part of it.
         save_config(self.out / 'config.yaml', replace(self.config, resume=False, overwrite=False))
         save_weights(self.out / 'last.safetensors', self.weights, metadata)
@@ -278,8 +243,6 @@ class _Training:
             raise CheckpointError(f'{path} is the run of {state.get("name")}, expected {name}')
         if (state['ema'] is None) != (self.ema is None):
             raise CheckpointError(f'{path}: optim.ema was {"off" if state["ema"] is None else "on"} in this run')
-        for epoch in range(state['epoch']):  # the same way as the run went, so that nothing is rounded otherwise
-            self._enter(epoch)
         try:
             self.raw.load_state_dict(state['model'])
             if self.ema is not None:

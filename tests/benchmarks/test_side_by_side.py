@@ -67,16 +67,16 @@ def test_delay(comparison: ModuleType) -> None:
     from small_tasks import DELAY, SAMPLES, DelayTask
 
     task = DelayTask(4, seed=0)
-    sizes = [SAMPLES // 2, SAMPLES, 2 * SAMPLES]
+    sizes = [str(SAMPLES // 2), str(SAMPLES), str(2 * SAMPLES)]
     right = task.evaluate_at(Shift(DELAY / SAMPLES, 1.0), torch.device('cpu'), sizes)
     assert list(right) == [f'accuracy@{size}' for size in sizes]
     assert min(right.values()) > 99.99
     silent = task.evaluate_at(Shift(DELAY / SAMPLES, 0.0), torch.device('cpu'), sizes)
     assert max(map(abs, silent.values())) < 10
-    waves = task.train_batches(0)[0]
+    waves = next(iter(task.train_batches(0)))
     torch.testing.assert_close(task.signals(waves, 2 * SAMPLES)[:, ::2], task.signals(waves, SAMPLES))
     assert abs(torch.cat([task.signals(w, SAMPLES) for w in task.train_batches(0)]).var() - 1) < 0.1
-    assert (task.train_batches(1)[0] != waves).all()
+    assert (next(iter(task.train_batches(1))) != waves).all()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def test_a_prediction_sees_its_receptive_field_and_nothing_else(model: WaveNet) 
 
 @pytest.mark.parametrize('d_model', [16, 24])
 def test_it_is_made_as_large_as_a_sashimi(d_model: int) -> None:
-    size = sum(parameter.numel() for parameter in SaShiMi(8, d_model, n_layers=4, glu=False).parameters())
+    size = sum(parameter.numel() for parameter in SaShiMi(8, d_model=d_model, n_layers=4, glu=False).parameters())
     args = matched_args(size, 8)
     found = sum(parameter.numel() for parameter in WaveNet(8, **args).parameters())
     assert abs(found / size - 1) < 0.01 and args['channels'] % 8 == 0

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from s4nd.kernels import S4DKernel, diagonal
+from s4nd.kernels import S4DKernel
+from s4nd.ops import diagonal
 
 
 @pytest.mark.parametrize('discretization', ['zoh', 'bilinear'])
@@ -25,8 +26,8 @@ def test_both_paths_agree(discretization: str, options: dict, length: int, monke
     kernel = S4DKernel(6, d_state=8, dt_min=0.01, dt_max=0.5, discretization=discretization, **options).double()
     found = []
     for eager in (True, False):
-        monkeypatch.setattr(diagonal, 'eager', lambda x, value=eager: value)
-        for taps in (kernel(length, 0.7), kernel.cells(length, 0.7)):
+        monkeypatch.setattr(diagonal, 'by_hand', lambda x, value=eager: value)
+        for taps in (kernel(length, 0.7), kernel(length, 0.7, cells=True)):
             weight = torch.cos(torch.arange(taps.numel(), dtype=torch.float64)).reshape(taps.shape)
             gradients = torch.autograd.grad((taps * weight).sum(), list(kernel.parameters()), materialize_grads=True)
             found.append([taps, *gradients])

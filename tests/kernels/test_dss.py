@@ -70,8 +70,8 @@ def test_both_signs_are_stable_over_a_long_axis(step: float) -> None:
 
 def test_the_two_forms_agree_up_to_the_normalization() -> None:
     """With w divided by e^{Λ dt L} - 1 the exponential form is the softmax form."""
-    softmax = make_kernel('dss-softmax', 2, d_state=4, length=40, n_ssm=2, dt_min=0.1, dtype=torch.float64)
-    plain = make_kernel('dss-exp', 2, d_state=4, n_ssm=2, dt_min=0.1, dtype=torch.float64)
+    softmax = make_kernel('dss-softmax', 2, d_state=4, length=40, args={'n_ssm': 2}, dt_min=0.1, dtype=torch.float64)
+    plain = make_kernel('dss-exp', 2, d_state=4, args={'n_ssm': 2}, dt_min=0.1, dtype=torch.float64)
     softmax.epsilon = 0.0
     A = torch.complex(softmax.A_real, -softmax.A_imag)
     with torch.no_grad():

@@ -33,16 +33,6 @@ def test_a_constant_input_gives_the_same_at_every_step() -> None:
     torch.testing.assert_close(kernel(20, 0.5).unflatten(-1, (10, 2)).sum(-1), kernel(10), atol=1e-12, rtol=0)
 
 
-def test_rescaling_can_lengthen_the_unit_beyond_the_sigmoid() -> None:
-    kernel = EMAKernel(3, d_state=4, dtype=DOUBLE)
-    coarse = kernel(5, 16.0)
-    kernel.rescale_time(16.0)
-    torch.testing.assert_close(kernel(5), coarse, atol=0, rtol=0)
-    other = EMAKernel(3, d_state=4, dtype=DOUBLE)
-    other.load_state_dict(kernel.state_dict())
-    torch.testing.assert_close(other(5), coarse, atol=0, rtol=0)
-
-
 def test_published_initialization() -> None:
     torch.manual_seed(0)
     kernel = EMAKernel(256, d_state=16)

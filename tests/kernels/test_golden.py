@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 
-from s4nd.kernels import Kernel, S4DKernel, S4Kernel, dplr
-from s4nd.published import load_published_kernel
+from s4nd.interop import load_published_kernel
+from s4nd.kernels import Kernel, S4DKernel, S4Kernel
+from s4nd.ops import lowrank
 from tests.golden_cases import load, published, tensor, transforms
 
 DIAGONAL = {name: case for name, case in load('kernels_diag').items() if case['meta']['disc'] != 'dss'}
@@ -71,7 +72,7 @@ def test_diagonal_taps(name: str) -> None:
 @pytest.mark.parametrize('stepwise_up_to', [0, 1000])
 @pytest.mark.parametrize('name', DPLR)
 def test_dplr_taps(name: str, stepwise_up_to: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dplr, '_STEPWISE_UP_TO', stepwise_up_to)
+    monkeypatch.setattr(lowrank, 'STEPWISE_UP_TO', stepwise_up_to)
     fout = 'fout' in name or DPLR[name]['meta']['init'] in ('fout', 'fourier', 'hippo')
     check_taps(dplr_kernel(DPLR[name], torch.float64), DPLR[name], FLOAT64_FOUT if fout else FLOAT64)
     check_taps(dplr_kernel(DPLR[name], torch.float32), DPLR[name], FLOAT32_FOUT if fout else FLOAT32_DPLR)

@@ -21,7 +21,7 @@ def waves(samples: int, window: int) -> Tensor:
 
 def delay_line(theta: float, **options: object) -> S4:
     """u(t - θ): every shifted Legendre polynomial is 1 at the end of the window."""
-    layer = S4(1, kernel='lmu', skip=False, kernel_options={'theta': theta}, **options)
+    layer = S4(1, kernel='lmu', skip=False, kernel_args={'theta': theta}, **options)
     torch.nn.init.ones_(layer.kernels[0].C)
     return layer
 
@@ -66,7 +66,7 @@ def test_float32_steps_remember() -> None:
     with torch.no_grad():
         kernel = exact.kernels[0]
         # The state after `theta` samples, from the taps of each polynomial.
-        A, B = kernel._discretize(1.0)
+        A, B = kernel.matrices(1.0)
         powers, basis = A[0], B[0, :, None]
         while basis.shape[1] < theta:
             basis, powers = torch.cat([basis, powers @ basis], 1), powers @ powers
@@ -98,4 +98,4 @@ def test_bandlimit_masks_polynomials() -> None:
 def test_only_the_readout_is_trained() -> None:
     kernel = LMUKernel(5, channels=2, d_state=8, dt_min=0.05)
     assert [name for name, _ in kernel.named_parameters()] == ['C']
-    torch.testing.assert_close(kernel.log_dt.exp(), torch.tensor([[0.05]]))  # θ = 20 samples
+    assert kernel.theta == 20

@@ -9,8 +9,8 @@ from s4nd.kernels import make_kernel
 @pytest.mark.parametrize('discretization', ['zoh', 'bilinear'])
 def test_random_init(discretization: str) -> None:
     torch.manual_seed(0)
-    options = {'discretization': discretization}
-    kernels = [make_kernel('s4d', 4, d_state=4000, n_ssm=2, init='random', options=options) for _ in range(2)]
+    args = {'n_ssm': 2, 'discretization': discretization}
+    kernels = [make_kernel('s4d', 4, d_state=4000, init='random', args=args) for _ in range(2)]
     assert (kernels[0].A_imag != kernels[1].A_imag).all() and (kernels[0].A_imag[0] != kernels[0].A_imag[1]).all()
     for kernel in kernels:
         real, imag = -kernel.log_A_real.exp(), kernel.A_imag

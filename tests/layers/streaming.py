@@ -24,9 +24,26 @@ def check_streaming(layer: nn.Module, d_model: int, tolerance: float) -> None:
         y = layer(x)
         assert y.shape == x.shape and y.dtype == dtype
         torch.testing.assert_close(run_steps(layer, x), y, atol=tolerance, rtol=0)
+        check_chunks(layer, x, y, tolerance)
         # The system is computed anew where it is not given.
         first, _ = layer.step(x[..., 0], layer.init_state(2))
         torch.testing.assert_close(first, y[..., 0], atol=tolerance, rtol=0)
+
+
+def check_chunks(layer: nn.Module, x: Tensor, y: Tensor, tolerance: float) -> None:
+    """Stretches of any length from the state before them give what the whole clip gives, and steps go on from them."""
+    for size in (1, 2, 7, 30):
+        state, outputs = layer.init_state(len(x)), []
+        for part in x.split(size, -1):
+            kept = {key: value.clone() for key, value in state.items()}
+            before = state
+            y_part, state = layer(part, state)
+            assert all(torch.equal(before[key], kept[key]) for key in kept)
+            outputs.append(y_part)
+        torch.testing.assert_close(torch.cat(outputs, -1), y, atol=tolerance, rtol=0)
+    if x.shape[-1] > 3:
+        _, state = layer(x[..., :-1], layer.init_state(len(x)))
+        torch.testing.assert_close(layer.step(x[..., -1], state)[0], y[..., -1], atol=tolerance, rtol=0)
 
 
 def check_states_are_values(layer: nn.Module, d_model: int) -> None:

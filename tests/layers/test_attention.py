@@ -1,12 +1,14 @@
 """Attention in chunks: the slow definition, the bias of the lag, streaming, causality, bad input."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from s4nd import LocalAttention
-from s4nd.layers.attention import RotaryBias, chunk_bias, chunked_attention
+from s4nd.layers.attention import KINDS, ChunkedAttention, LagTable, RotaryBias
 from tests import oracles
 from tests.layers.streaming import check_causal, check_states_are_values, check_streaming
 
@@ -21,17 +23,23 @@ def loud(bias: RotaryBias) -> RotaryBias:
     return bias
 
 
+def rotary(bias: RotaryBias, head: int) -> Callable[[int, int], Tensor]:
+    return lambda i, j: oracles.rotary_bias(i, j, bias.alpha[head], bias.beta[head])
+
+
 @pytest.mark.parametrize('causal', [True, False])
 @pytest.mark.parametrize(('length', 'chunk'), [(1, 1), (5, 1), (7, 7), (8, 4), (11, 4), (4, 3)])
-def test_equals_the_definition(length: int, chunk: int, causal: bool) -> None:
+@pytest.mark.parametrize('kind', KINDS)
+def test_equals_the_definition(length: int, chunk: int, causal: bool, kind: str) -> None:
     """Forward and gradients, whole and ragged last chunks."""
     torch.manual_seed(0)
     bias = loud(RotaryBias(2, 3, dtype=DOUBLE))
     q, k, v = (torch.randn(2, 2, length, e, dtype=DOUBLE, requires_grad=True) for e in (6, 6, 5))
-    y = chunked_attention(q, k, v, chunk_bias(bias, chunk, causal))
+    attention = ChunkedAttention(bias, chunk=chunk, kind=kind, causal=causal)
+    y = attention(q, k, v)
     true = torch.stack([
         torch.stack([
-            oracles.chunked_attention(q[b, n], k[b, n], v[b, n], bias.alpha[n], bias.beta[n], chunk, causal)
+            oracles.chunked_attention(q[b, n], k[b, n], v[b, n], rotary(bias, n), chunk, causal, kind)
             for n in range(2)
         ])
         for b in range(2)
@@ -55,10 +63,44 @@ def test_the_bias_is_a_function_of_the_lag() -> None:
     assert bias(lags).dtype == torch.float32
 
 
+def test_a_table_of_lags() -> None:
+    bias = LagTable(2, 4, dtype=DOUBLE)
+    assert torch.equal(bias(torch.tensor([-3, 0, 3])), bias.weight[:, [6, 3, 0]])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('causal', [True, False])
+@pytest.mark.parametrize('length', [8, 11])
+def test_weights_and_padding(kind: str, causal: bool, length: int) -> None:
+    """The weights times v are the output; padded keys have none, but in a softmax over nothing else."""
+    torch.manual_seed(0)
+    attention = ChunkedAttention(loud(RotaryBias(2, 3, dtype=DOUBLE)), chunk=4, kind=kind, causal=causal)
+    q, k, v = (torch.randn(2, 2, length, e, dtype=DOUBLE) for e in (6, 6, 5))
+    padding = torch.zeros(2, length, dtype=torch.bool)
+    padding[0, 3:] = padding[1, 5] = True
+    padding[:, 0] = False
+    y, weights = attention(q, k, v, padding), attention.weights(q, k, padding)
+    chunks = -(-length // 4)
+    assert weights.shape == (2, 2, chunks, 4, 4)
+    parts = torch.nn.functional.pad(v, (0, 0, 0, 4 * chunks - length)).unflatten(2, (chunks, 4))
+    torch.testing.assert_close((weights @ parts).flatten(2, 3)[:, :, :length], y, atol=1e-12, rtol=0)
+    bias = attention.bias
+    true = torch.stack([
+        torch.stack([
+            oracles.chunked_attention(
+                q[b, n], k[b, n], v[b, n], rotary(bias, n), 4, causal, kind, padding[b].tolist()
+            )
+            for n in range(2)
+        ])
+        for b in range(2)
+    ])  # fmt: skip
+    torch.testing.assert_close(y, true, atol=1e-12, rtol=0)
+
+
 def layer(dtype: torch.dtype, chunk: int | None = 5) -> LocalAttention:
     torch.manual_seed(0)
     made = LocalAttention(6, num_heads=2, chunk=chunk, dtype=dtype)
-    loud(made.bias)
+    loud(made.attention.bias)
     return made
 
 
@@ -78,7 +120,7 @@ def test_the_block_is_a_transformer_block() -> None:
     q, k, v = (u @ p['qkv.weight'].T + p['qkv.bias']).split(6, -1)
     heads = [slice(0, 3), slice(3, 6)]
     o = torch.cat([
-        oracles.chunked_attention(q[:, h], k[:, h], v[:, h], p['bias.alpha'][n], p['bias.beta'][n], 5, True)
+        oracles.chunked_attention(q[:, h], k[:, h], v[:, h], rotary(block.attention.bias, n), 5, True)
         for n, h in enumerate(heads)
     ], -1)  # fmt: skip
     y = x + o @ p['out.weight'].T + p['out.bias']
@@ -98,7 +140,7 @@ def test_every_parameter_learns() -> None:
     (lambda: LocalAttention(6, num_heads=2, chunk=0), 'chunk must be at least 1, or None .* got 0'),
     (lambda: LocalAttention(6, num_heads=4), 'num_heads=4 and d_model=6'),
     (lambda: LocalAttention(6, num_heads=2)(torch.zeros(1, 5, 3)), r'\(batch, 6, length\), got shape \[1, 5, 3\]'),
-    (lambda: LocalAttention(6, num_heads=2)(torch.zeros(1, 6, 0)), r'got shape \[1, 6, 0\]'),
+    (lambda: LocalAttention(6, num_heads=2)(torch.zeros(1, 6, 0)), r'empty axis: shape \[1, 6, 0\]'),
     (lambda: layer(DOUBLE).step(torch.zeros(1, 6, 1), {}), r'step expects \(batch, 6\), got shape \[1, 6, 1\]'),
 ])  # fmt: skip
 def test_bad_input(call: object, says: str) -> None:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from s4nd import S4, LiquidS4, param_groups
-from s4nd.kernels import KERNELS
+from s4nd.kernels import KERNELS, RecurrentKernel
 from s4nd.layers.liquid import MODES
 from tests import oracles
+from tests.layers.streaming import check_chunks
 
 DOUBLE = torch.float64
-STREAMING = sorted(name for name, kernel in KERNELS.items() if kernel.has_recurrence)
+STREAMING = sorted(name for name, kernel in KERNELS.items() if issubclass(kernel, RecurrentKernel))
 
 
 def build(kernel: str = 's4', **options: object) -> LiquidS4:
@@ -109,6 +110,7 @@ def test_stepping_equals_forward(kernel: str, mode: str, dtype: torch.dtype, tol
             outputs.append(y)
             state = after
         true = layer(x)
+        check_chunks(layer, x, true, tolerance * float(true.abs().max()))
         torch.testing.assert_close(torch.stack(outputs, -1), true, atol=tolerance * float(true.abs().max()), rtol=0)
     torch.testing.assert_close(layer.step(x[..., 0], layer.init_state(2))[0], outputs[0])
 
@@ -188,8 +190,8 @@ def test_no_parameters_beyond_those_of_s4() -> None:
     (lambda: LiquidS4(3, kernel='sgconv'), "'sgconv' has no recurrence"),
     (lambda: LiquidS4(3, kernel='s6'), "unknown kernel 's6'"),
     (lambda: build().system(0.5), 'expected 1, got 0.5'),
-    (lambda: build().set_step(0, 2.0), 'expected 1, got 2.0'),
-    (lambda: build()(torch.zeros(1, 2, 5)), r'\(batch, 3, 1 sizes\).*\[1, 2, 5\]'),
+    (lambda: build()(torch.zeros(1, 3, 5), step=2.0), 'expected 1, got 2.0'),
+    (lambda: build()(torch.zeros(1, 2, 5)), r'\(batch, 3, length\).*\[1, 2, 5\]'),
     (lambda: build()(torch.zeros(1, 3, 0)), 'empty'),
     (lambda: build().step(torch.zeros(1, 2), build().init_state(1)), r'\(batch, 3\).*\[1, 2\]'),
 ])  # fmt: skip

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from s4nd import S4
-from s4nd.kernels import KERNELS
+from s4nd.kernels import KERNELS, RecurrentKernel
+from tests.layers.streaming import check_chunks
 
-STREAMING = [name for name, kernel in KERNELS.items() if kernel.has_recurrence]
+STREAMING = [name for name, kernel in KERNELS.items() if issubclass(kernel, RecurrentKernel)]
 
 
 @pytest.mark.parametrize('kernel', STREAMING)
@@ -24,6 +25,31 @@ def test_stepping_equals_forward(kernel: str, length: int, dtype: torch.dtype, t
         y, state = layer.step(x_t, state)
         outputs.append(y)
     torch.testing.assert_close(torch.stack(outputs, -1), layer(x), atol=tolerance, rtol=0)
+    check_chunks(layer, x, layer(x), tolerance)
+
+
+@pytest.mark.parametrize('kernel', STREAMING)
+def test_gradients_pass_through_the_state(kernel: str) -> None:
+    """Truncating nothing: the gradients of a clip in chunks are those of the whole."""
+    torch.manual_seed(0)
+    layer = S4(3, kernel=kernel, d_state=8, dtype=torch.float64)
+    x = torch.randn(2, 3, 70, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    whole = torch.autograd.grad(layer(x).square().sum(), inputs)
+    state, total = layer.init_state(2), 0
+    for part in x.split(20, -1):
+        y, state = layer(part, state)
+        total = total + y.square().sum()
+    for ours, theirs in zip(torch.autograd.grad(total, inputs), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-8 * theirs.abs().max().item(), rtol=1e-6)
+
+
+def test_a_nan_leaves_earlier_outputs_alone_in_streams() -> None:
+    layer, x = S4(3, kernel='s4d'), torch.randn(1, 3, 100)
+    x[..., 90] = torch.nan
+    with torch.no_grad():
+        y, _ = layer(x, layer.init_state(1))
+    assert y[..., :90].isfinite().all() and y[..., 90:].isnan().all()
 
 
 @pytest.mark.parametrize('kernel', STREAMING)
@@ -62,7 +88,7 @@ def test_steps_notice_a_changed_parameter() -> None:
 @pytest.mark.parametrize(('call', 'says'), [
     (lambda: S4(4, kernel='s6'), "unknown kernel 's6'"),
     (lambda: S4(4).step(torch.zeros(1, 3), S4(4).init_state(1)), r'\(batch, 4\).*\[1, 3\]'),
-    (lambda: S4(4)(torch.zeros(1, 4, 2, 2)), r'\(batch, 4, 1 sizes\)'),
+    (lambda: S4(4)(torch.zeros(1, 4, 2, 2)), r'\(batch, 4, length\)'),
 ])  # fmt: skip
 def test_bad_input(call: object, says: str) -> None:
     with pytest.raises(ValueError, match=says):

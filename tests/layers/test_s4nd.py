@@ -7,9 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s4nd import S4ND
-from s4nd.layers.memo import Memo
-from s4nd.published import load_published
+from s4nd import S4, S4ND, load_published
 from tests import oracles
 from tests.golden_cases import load, published, tensor
 
@@ -20,35 +18,35 @@ DOUBLE = torch.float64
 def golden_layer(case: dict, dtype: torch.dtype, method: str) -> S4ND:
     meta = case['meta']
     if meta['kernel'] == 'dplr':
-        options = {'rank': len(case['sd.kernel.0.P'])}
+        args = {'rank': len(case['sd.kernel.0.P'])}
     else:
-        options = {'discretization': meta.get('disc', 'zoh'), 'dt_tied': case['sd.kernel.0.inv_dt'].shape[1] == 1}
+        args = {'discretization': meta.get('disc', 'zoh'), 'dt_tied': case['sd.kernel.0.inv_dt'].shape[1] == 1}
     layer = S4ND(
         meta['H'],
         tuple(meta['Ls']),
         kernel={'s4d': 's4d', 'dplr': 's4'}[meta['kernel']],
         d_state=meta['N'],
-        n_ssm=len(case['sd.kernel.0.A_real']),
         bandlimit=meta.get('bandlimit'),
         tensor_rank=meta['trank'],
         bidirectional=meta['bidirectional'],
-        channels=meta['channels'],
-        out_channels=meta['out_channels'],
+        channels=meta['out_channels'] or meta['channels'],
         l_max=tuple(meta['l_max']),
-        centered=False,
-        method=method,
-        kernel_options=options,
+        cell='published',
+        skip=meta['out_channels'] is None,
+        kernel_args={'n_ssm': len(case['sd.kernel.0.A_real']), **args},
         dtype=dtype,
     )
-    # The published rate multiplies dt on every axis; a grid of rate · size, whole or not, says the same.
-    layer._grid = [meta['rate'] * size for size in meta['Ls']]
+    layer.method = method
     load_published(layer, published(case, 'sd.'))
     return layer
 
 
 def golden_output(layer: S4ND, case: dict, x: torch.Tensor) -> torch.Tensor:
     meta = case['meta']
-    y = layer(x if meta['transposed'] else x.movedim(-1, 1))
+    x = x if meta['transposed'] else x.movedim(-1, 1)
+    y = layer(x, step=[meta['rate']] * layer.spatial_dims)
+    if meta['out_channels'] is not None:  # mixes all features
+        y = y.unflatten(1, (meta['out_channels'], meta['H'])).sum(2)
     if not meta['linear']:
         weight = tensor(case['sd.output_linear.0.weight']).to(x)
         bias = tensor(case['sd.output_linear.0.bias']).to(x)
@@ -91,7 +89,7 @@ def test_equals_the_direct_sum(size: tuple[int, ...], tensor_rank: int, bidirect
     torch.manual_seed(0)
     layer = S4ND(3, size, d_state=4, tensor_rank=tensor_rank, bidirectional=bidirectional, channels=2, dtype=DOUBLE)
     x = torch.randn(2, 3, *size, dtype=DOUBLE)
-    taps, centers = layer.axis_taps(list(size))
+    taps, centers = layer.operators(list(size), [1.0] * len(size))
     twice = torch.cat([x, x], 1)
     skip = layer.D.reshape(-1, *[1] * len(size)) * twice
     true = oracles.direct_conv(twice, oracles.full_kernel(taps), centers) + skip
@@ -100,13 +98,13 @@ def test_equals_the_direct_sum(size: tuple[int, ...], tensor_rank: int, bidirect
 
 def test_centered_taps_are_cell_integrals() -> None:
     """Lag l of a zero-order hold is the integral over [l - ½, l + ½]; lag 0 takes half a cell from each side."""
-    layer = S4ND(3, (6,), d_state=8, n_ssm=3, dtype=DOUBLE)
+    layer = S4ND(3, (6,), d_state=8, cell='input', kernel_args={'n_ssm': 3}, dtype=DOUBLE)
     kernel = layer.kernels[0]
     A = torch.complex(-kernel.log_A_real.exp(), -kernel.A_imag)
     B, C = torch.view_as_complex(kernel.B.detach()), torch.view_as_complex(kernel.C.detach())
     dt = kernel.log_dt.exp()
     for size in (6, 12, 4):
-        (taps,), (center,) = layer.axis_taps([size])
+        taps, center = layer.axis_taps(0, size, 6 / size)
         step = dt * 6 / size
         for lag in range(size):
             low = max(0.0, lag - 0.5)
@@ -121,13 +119,13 @@ def test_centered_taps_are_cell_integrals() -> None:
 @pytest.mark.parametrize('size', [6, 12, 18, 24, 3])
 def test_windowed_taps_average_over_a_training_cell(size: int) -> None:
     """At step s ≤ 1, lag l is s times the integral over [ls - ½, ls + ½]; a coarser grid takes its own cell."""
-    layer = S4ND(3, (6,), d_state=8, n_ssm=3, window=1.0, dtype=DOUBLE)
+    layer = S4ND(3, (6,), d_state=8, kernel_args={'n_ssm': 3}, dtype=DOUBLE)
     kernel = layer.kernels[0]
     A = torch.complex(-kernel.log_A_real.exp(), -kernel.A_imag)
     B, C = torch.view_as_complex(kernel.B.detach()), torch.view_as_complex(kernel.C.detach())
     dt, step = kernel.log_dt.exp(), 6 / size
     width = max(1.0, step)
-    (taps,), (center,) = layer.axis_taps([size])
+    taps, center = layer.axis_taps(0, size, step)
     assert taps.shape[-1] == 2 * size - 1
     for lag in range(1 - size, size):
         low, high = lag * step - width / 2, lag * step + width / 2
@@ -161,34 +159,45 @@ def drift(low: int, high: int, draws: int = 8, **options: object) -> float:
 
 
 # (At 8 samples the waves beyond 4 cycles are aliased in the signal itself.)
-@pytest.mark.parametrize(('low', 'high', 'window', 'limit'), [(32, 64, 0.0, 0.015), (8, 32, 1.0, 0.15)])
-def test_resolution_drift(low: int, high: int, window: float, limit: float) -> None:
+@pytest.mark.parametrize(('low', 'high', 'cell', 'limit'), [(32, 64, 'input', 0.015), (8, 32, 'training', 0.15)])
+def test_resolution_drift(low: int, high: int, cell: str, limit: float) -> None:
     """The same scene, sampled more densely, gives the same output: centered taps with a bandlimit."""
-    assert drift(low, high, window=window) <= limit
-    assert drift(low, high, centered=False) > 2 * limit
+    assert drift(low, high, cell=cell) <= limit
+    assert drift(low, high, cell='published') > 2 * limit
 
 
 def test_step_is_per_axis() -> None:
-    layer = S4ND(4, (8, 6), d_state=4, bidirectional=(True, False), l_max=(None, 3), dtype=DOUBLE)
-    taps, centers = layer.axis_taps([16, 3])
+    layer = S4ND(4, (8, 6), d_state=4, bidirectional=(True, False), l_max=(None, 3), cell='input', dtype=DOUBLE)
+    taps, centers = layer.operators([16, 3], [0.5, 2.0])
     assert [t.shape[-1] for t in taps] == [31, 2]
     assert centers == [15, 0]
     torch.testing.assert_close(taps[1][0], layer.kernels[1](2, 2.0)[0], atol=0, rtol=0)
 
 
-def test_reanchoring_keeps_the_function() -> None:
+def test_weights_keep_their_grid() -> None:
     torch.manual_seed(0)
-    layer = S4ND(4, (8, 8), d_state=16, bandlimit=0.5, l_max=6, window=1.0, dtype=DOUBLE).eval()
-    x, big = torch.randn(1, 4, 8, 8, dtype=DOUBLE), torch.randn(1, 4, 16, 12, dtype=DOUBLE)
-    before = layer(x), layer(big)
-    layer.set_grid((16, 24))
-    assert layer.grid == (16, 24)
-    torch.testing.assert_close(layer(x), before[0], atol=1e-12, rtol=0)
-    torch.testing.assert_close(layer(big), before[1], atol=1e-12, rtol=0)
-    # The state dict carries the function: a layer built on the new grid gives the same.
-    fresh = S4ND(4, (16, 24), d_state=16, bandlimit=0.5, l_max=(12, 18), window=layer.window, dtype=DOUBLE)
-    fresh.load_state_dict(layer.state_dict())
-    torch.testing.assert_close(fresh(big), before[1], atol=1e-12, rtol=0)
+    options = {'d_state': 16, 'bandlimit': 0.5, 'l_max': 6, 'dtype': DOUBLE}
+    layer, other = S4ND(4, (8, 8), **options).eval(), S4ND(4, (16, 24), **options).eval()
+    x = torch.randn(1, 4, 16, 12, dtype=DOUBLE)
+    before = other(x)
+    other.load_state_dict(layer.state_dict())
+    assert other.grid == (8, 8)
+    torch.testing.assert_close(other(x), layer(x), atol=0, rtol=0)
+    assert not torch.equal(other(x), before)
+    # Without a grid in the file the layer keeps its own.
+    third = S4ND(4, (16, 24), **options)
+    third.load_state_dict({name: value for name, value in layer.state_dict().items() if name != 'training_grid'})
+    assert third.grid == (16, 24)
+
+
+def test_another_grid_is_more_scene_at_the_same_scale() -> None:
+    """Zero padding aside, a crop of the larger picture gives the crop of its output."""
+    layer = S4ND(3, (8, 8), d_state=4, l_max=3, dtype=DOUBLE)
+    x = torch.randn(1, 3, 16, 12, dtype=DOUBLE)
+    small = layer(x[..., 4:12, 2:10])
+    layer.grid = (16, 12)
+    assert layer.state_dict()['training_grid'].tolist() == [16, 12]
+    torch.testing.assert_close(layer(x)[..., 6:10, 4:8], small[..., 2:6, 2:6], atol=1e-12, rtol=0)
 
 
 def test_coarser_than_the_bandlimit_warns() -> None:
@@ -200,16 +209,18 @@ def test_coarser_than_the_bandlimit_warns() -> None:
 @pytest.mark.parametrize('method', ['toeplitz', 'fft'])
 def test_full_mixing(method: str) -> None:
     torch.manual_seed(0)
-    layer = S4ND(3, (5, 6), out_channels=4, d_state=4, l_max=3, tensor_rank=2, method=method, dtype=DOUBLE)
-    assert layer.D is None
+    layer = S4ND(3, (5, 6), channels=4, skip=False, d_state=4, l_max=3, tensor_rank=2, dtype=DOUBLE)
+    layer.method = method
     x = torch.randn(2, 3, 5, 6, dtype=DOUBLE)
-    taps, centers = layer.axis_taps([5, 6])
-    torch.testing.assert_close(layer(x), oracles.mixed_conv(x, taps, centers), atol=1e-11, rtol=0)
+    taps, centers = layer.operators([5, 6], [1.0, 1.0])
+    torch.testing.assert_close(
+        layer(x).unflatten(1, (4, 3)).sum(2), oracles.mixed_conv(x, taps, centers), atol=1e-11, rtol=0
+    )
 
 
 @pytest.mark.parametrize('options', [
-    {}, {'kernel': 's4'}, {'tensor_rank': 2}, {'out_channels': 5}, {'bidirectional': False}, {'bandlimit': 0.2},
-    {'kernel': 's4d', 'init': 'real'}, {'channels': 2}, {'centered': False}, {'l_max': 2},
+    {}, {'kernel': 's4'}, {'tensor_rank': 2}, {'channels': 5, 'skip': False}, {'bidirectional': False},
+    {'bandlimit': 0.2}, {'kernel': 's4d', 'init': 'real'}, {'channels': 2}, {'cell': 'published'}, {'l_max': 2},
 ])  # fmt: skip
 def test_every_parameter_gets_a_gradient(options: dict) -> None:
     torch.manual_seed(0)
@@ -270,22 +281,23 @@ class TestRememberedTaps:
             self.before = self.layer(self.x)
 
     def fresh(self) -> torch.Tensor:
-        self.layer._memo.clear()
+        self.layer.forget()
         with torch.no_grad():
             return self.layer(self.x)
 
     def test_are_reused(self) -> None:
         with torch.no_grad():
             calls = []
-            self.layer.axis_taps = lambda size: calls.append(size)
+            self.layer.operators = lambda *size: calls.append(size)
             torch.testing.assert_close(self.layer(self.x), self.before)
         assert calls == []
 
     @pytest.mark.parametrize('change', [
         lambda layer: layer.kernels[0].C.mul_(2),
         lambda layer: setattr(layer.kernels[0], 'C', torch.nn.Parameter(2 * layer.kernels[0].C)),
-        lambda layer: layer.load_state_dict({k: v * 0.9 for k, v in layer.state_dict().items()}),
-        lambda layer: layer.kernels[1].bandlimit.fill_(0.1),
+        lambda layer: layer.load_state_dict(S4ND(4, (6, 6), d_state=4).state_dict()),
+        lambda layer: layer.kernels[1].C.data.mul_(2),
+        lambda layer: setattr(layer, 'grid', (9, 9)),
         lambda layer: layer.reset_parameters(),
         lambda layer: torch.optim.SGD(layer.parameters(), lr=0.0, weight_decay=0).step() or layer.kernels[0].B.add_(1),
     ])  # fmt: skip
@@ -329,84 +341,46 @@ class TestRememberedTaps:
 
 def test_axes_with_kernels_of_their_own() -> None:
     layer = S4ND(
-        4, (6, 5), kernel=('s4', 's4d'), init=('hippo', 'lin'), n_ssm=(4, 2), d_state=8,
-        kernel_options=({'rank': 2}, {'discretization': 'bilinear'}), dtype=DOUBLE,
+        4, (6, 5), kernel=('s4', 's4d'), init=('hippo', 'lin'), d_state=8, dtype=DOUBLE,
+        kernel_args=({'rank': 2, 'n_ssm': 4}, {'discretization': 'bilinear', 'n_ssm': 2}),
     )  # fmt: skip
     first, second = layer.kernels
     assert (type(first).__name__, first.n_ssm, first.rank) == ('S4Kernel', 4, 2)
     assert (type(second).__name__, second.n_ssm, second.discretization) == ('S4DKernel', 2, 'bilinear')
     x = torch.randn(2, 4, 6, 5, dtype=DOUBLE)
-    taps, centers = layer.axis_taps([6, 5])
+    taps, centers = layer.operators([6, 5], [1.0, 1.0])
     true = oracles.direct_conv(x, oracles.full_kernel(taps), centers) + layer.D.reshape(4, 1, 1) * x
     torch.testing.assert_close(layer(x), true, atol=1e-11, rtol=0)
 
 
-@pytest.mark.parametrize('length', [1, 4, 9])
-@pytest.mark.parametrize('bidirectional', [True, False])
-def test_replicate_goes_on_as_it_is(length: int, bidirectional: bool) -> None:
-    """Zero padding of a signal that was held for longer than any kernel reaches; a constant gives Σ k everywhere."""
-    layer = S4ND(3, (4,), d_state=4, padding='replicate', bidirectional=bidirectional, skip=False, dtype=DOUBLE)
-    x = torch.randn(2, 3, length, dtype=DOUBLE)
-    (taps,), (center,) = layer.axis_taps([length])
-    reach = taps.shape[-1]
-    held = x[..., torch.arange(-reach, length + reach).clamp(0, length - 1)]
-    true = oracles.direct_conv(held, taps[0], [center])[..., reach : reach + length]
-    torch.testing.assert_close(layer(x), true, atol=1e-11, rtol=0)
-    with torch.no_grad():
-        torch.testing.assert_close(layer.eval()(x), true, atol=1e-11, rtol=0)
-        constant = layer(torch.ones_like(x))
-    torch.testing.assert_close(constant, taps[0].sum(-1)[:, None].expand(2, 3, length), atol=1e-11, rtol=0)
-
-
-def test_a_fixed_step_takes_the_place_of_grid_over_size() -> None:
-    layer = S4ND(3, (4, 6), d_state=4, bandlimit=1.0, dtype=DOUBLE).eval()
+def test_a_given_step_takes_the_place_of_grid_over_size() -> None:
+    layer, longer = (S4ND(3, grid, d_state=4, bandlimit=1.0, dtype=DOUBLE) for grid in ((4, 6), (8, 6)))
     x = torch.randn(2, 3, 8, 6, dtype=DOUBLE)
-    longer = S4ND(3, (8, 6), d_state=4, bandlimit=1.0, dtype=DOUBLE)
-    longer.load_state_dict(layer.state_dict())
-    with torch.no_grad():
-        finer = layer(x)
-        layer.set_step(0, 1.0)
-        torch.testing.assert_close(layer(x), longer(x), atol=1e-12, rtol=0)
-        layer.set_grid((2, 6))
-        torch.testing.assert_close(layer(x), longer(x), atol=1e-12, rtol=0)
-        layer.set_step(0, None)
-        torch.testing.assert_close(layer(x), finer, atol=1e-12, rtol=0)
-
-
-def test_memo_ignores_inference_tensors() -> None:
-    with torch.inference_mode():
-        weight = torch.ones(1)
-        memo, calls = Memo(), []
-        for _ in range(2):
-            memo.get('key', [weight], lambda: calls.append(1))
-    assert len(calls) == 2
+    stored = {name: value for name, value in layer.state_dict().items() if name != 'training_grid'}
+    longer.load_state_dict(stored)
+    torch.testing.assert_close(layer(x, step=[1.0, 1.0]), longer(x), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(('call', 'says'), [
-    (lambda: S4ND(4), 'without a grid.*None'),
-    (lambda: S4ND(4, spatial_dims=4), 'must be 1, 2 or 3, got 4'),
-    (lambda: S4ND(4, (8, 8), spatial_dims=3), r'spatial_dims=3 contradicts grid=\(8, 8\)'),
+    (lambda: S4ND(4), 'give grid='),
+    (lambda: S4(4, (8, 8)), r'grid of one size, got \(8, 8\)'),
     (lambda: S4ND(4, (8, 0)), r'grid.*\(8, 0\)'),
     (lambda: S4ND(4, (8, 8, 8, 8)), '1 to 3 sizes'),
     (lambda: S4ND(4, (8,), kernel='s6'), "unknown kernel 's6'"),
     (lambda: S4ND(4, (8,), init='legz'), "unknown init 'legz'"),
-    (lambda: S4ND(4, (8,), n_ssm=3), 'n_ssm=3 and d_model=4'),
+    (lambda: S4ND(4, (8,), kernel_args={'n_ssm': 3}), 'n_ssm=3 and d_model=4'),
     (lambda: S4ND(4, (8,), dt_min=-1.0), 'dt_min=-1.0'),
     (lambda: S4ND(4, (8, 8), init=('lin', 'inv', 'lin')), 'init must be one value or one for each of 2 axes'),
     (lambda: S4ND(4, (8,), tensor_rank=0), 'tensor_rank.*0'),
     (lambda: S4ND(4, (8,), l_max=0), 'l_max.*0'),
-    (lambda: S4ND(4, (8,), window=-1.0), 'window.*-1.0'),
-    (lambda: S4ND(4, (8,), window=1.0, centered=False), 'unless the taps are centered, got 1.0'),
-    (lambda: S4ND(4, (8,), out_channels=2, channels=2), 'channels must be 1, got 2'),
-    (lambda: S4ND(4, (8,), method='conv'), "unknown method 'conv'"),
-    (lambda: S4ND(4, (8,), padding='reflect'), "padding must be 'zeros' or 'replicate', got 'reflect'"),
-    (lambda: S4ND(4, (8,)).set_step(1, 2.0), 'an axis from 0 to 0, got 1'),
-    (lambda: S4ND(4, (8,)).set_step(0, -2.0), 'step.*-2.0'),
-    (lambda: S4ND(4, (8,))(torch.zeros(1, 4, 8, 8)), r'\(batch, 4, 1 sizes\).*\[1, 4, 8, 8\]'),
-    (lambda: S4ND(4, (8,))(torch.zeros(1, 3, 8)), r'\(batch, 4, 1 sizes\).*\[1, 3, 8\]'),
+    (lambda: S4ND(4, (8,), cell='pixel'), "unknown cell 'pixel': expected one of training, input, published"),
+    (lambda: S4ND(4, (8,))(torch.zeros(1, 4, 8), step=[1.0, 2.0]), r'step for each of 1 axes, got \[1.0, 2.0\]'),
+    (lambda: S4ND(4, (8,))(torch.zeros(1, 4, 8), step=[-2.0]), 'step.*-2.0'),
+    (lambda: S4ND(4, (8,))(torch.ones(1, 4, 8, dtype=torch.int64)), 'expected floating-point numbers, got torch.int64'),
+    (lambda: S4ND(4, (8,))(torch.zeros(1, 4, 8, 8)), r'\(batch, 4, length\).*\[1, 4, 8, 8\]'),
+    (lambda: S4ND(4, (8,))(torch.zeros(1, 3, 8)), r'\(batch, 4, length\).*\[1, 3, 8\]'),
     (lambda: S4ND(4, (8,))(torch.zeros(1, 4, 0)), r'empty.*\[1, 4, 0\]'),
-    (lambda: S4ND(4, spatial_dims=1).set_grid((4,)), 'grid None'),
-    (lambda: S4ND(4, (8,)).set_grid((4, 4)), 'expected 1 axes'),
+    (lambda: setattr(S4ND(4, (8,)), 'grid', (4, 4)), r'expected 1 sizes.*got \(4, 4\)'),
 ])  # fmt: skip
 def test_bad_input(call: object, says: str) -> None:
     with pytest.raises(ValueError, match=says):

@@ -11,12 +11,18 @@ VIT = dict(embed_dim=16, depths=(1, 1, 1), patch_size=8, d_state=8, img_size=32,
 ISOTROPIC = dict(dim=16, depths=(1, 1, 1), img_size=16, num_classes=5)
 CCNN = dict(dim=12, depths=(1, 1, 1), hidden=6, img_size=16, num_classes=5)
 
+
+def without_state(options: dict) -> dict:
+    """The same for a convolution, which has no state."""
+    return {name: value for name, value in options.items() if name != 'd_state'}
+
+
 SMALL = {
     'convnext': ('s4nd_convnext_micro', CONVNEXT),
     'convnext s4': ('s4nd_convnext_micro', dict(CONVNEXT, kernel='s4', init='fout')),
     'convnext s4nd everywhere': ('s4nd_convnext_micro', dict(CONVNEXT, stem='s4nd', downsample='s4nd', bandlimit=0.5)),
     'convnext resample': ('s4nd_convnext_micro', dict(CONVNEXT, stem='resample')),
-    'convnext conv2d': ('s4nd_convnext_micro', dict(CONVNEXT, mixer='conv2d')),
+    'convnext conv2d': ('s4nd_convnext_micro', without_state(dict(CONVNEXT, mixer='conv2d'))),
     'vit': ('s4nd_vit_tiny_patch16', dict(VIT, bandlimit=0.5)),
     'vit s4nd stem': ('s4nd_vit_tiny_patch16', dict(VIT, stem='s4nd', channels=2, gated=False)),
     'vit 1d': ('s4nd_vit_base_patch16_1d', VIT),
@@ -39,10 +45,10 @@ CLIPS = {
         's4nd_convnext3d_nano',
         dict(CONVNEXT3D, stem='s4nd', downsample='s4nd', causal=True, time_padding='replicate'),
     ),
-    'convnext3d i3d': ('s4nd_convnext3d_nano', dict(CONVNEXT3D, mixer='i3d')),
-    'convnext3d s3d': ('s4nd_convnext3d_nano', dict(CONVNEXT3D, mixer='s3d', time_padding='replicate')),
+    'convnext3d i3d': ('s4nd_convnext3d_nano', without_state(dict(CONVNEXT3D, mixer='i3d'))),
+    'convnext3d s3d': ('s4nd_convnext3d_nano', without_state(dict(CONVNEXT3D, mixer='s3d', time_padding='replicate'))),
     'isotropic3d': ('s4nd_isotropic3d_mini', dict(ISOTROPIC3D, bandlimit=0.5)),
-    'isotropic3d i3d': ('s4nd_isotropic3d_mini', dict(ISOTROPIC3D, mixer='i3d', causal=True)),
+    'isotropic3d i3d': ('s4nd_isotropic3d_mini', without_state(dict(ISOTROPIC3D, mixer='i3d', causal=True))),
 }
 REGISTERED = [name for name in timm.list_models() if name.startswith(('s4nd_', 'conv2d_isotropic', 'ccnn_'))]
 

@@ -17,7 +17,7 @@ def test_images_of_another_shape(case: str, shape: tuple[int, ...]) -> None:
 
 def test_images_smaller_than_the_model_sees() -> None:
     for case, size in (('convnext', 31), ('vit', 7)):
-        with pytest.raises(ValueError, match=f'{size + 1} pixels a side or more'):
+        with pytest.raises(ValueError, match=f'{size + 1} pixels or more per side'):
             build(case)(torch.zeros(1, 3, size, 64))
         with pytest.raises(ValueError, match='at least'):
             build(case, img_size=size)
@@ -57,6 +57,9 @@ def test_training_sizes(case: str, size: object) -> None:
         ('isotropic', dict(mixer='s4nd_1d')),
         ('isotropic', dict(norm_layer='groupnorm')),
         ('isotropic', dict(n_ssm=5)),
+        ('convnext', dict(channels=2)),
+        ('isotropic', dict(time_patch=2)),
+        ('convnext', dict(time_patch=2)),
         ('isotropic', dict(dt_min=-0.1)),
     ],
 )

@@ -11,8 +11,8 @@ import yaml
 from timm.models import save_for_hf
 from torch import Tensor
 
-import train
 from audio.io import write_audio
+from s4nd import train
 from s4nd.layers import CKConv
 from s4nd.models.ccnn import CCNN, CCNNBlock
 
@@ -100,14 +100,14 @@ def test_features_of_any_number_of_axes(axes: int) -> None:
 
 
 @AXES
-def test_saved_and_loaded_before_and_after_re_anchoring(axes: int, tmp_path: Path) -> None:
+def test_saved_and_loaded_before_and_after_resizing(axes: int, tmp_path: Path) -> None:
     model, x = make(axes, in_chans=2), signal(axes, channels=2)
     finer = tuple(2 * n + 1 for n in GRIDS[axes])
     for folder, size in (('built', None), ('again', finer)):
         if size is not None:
             before = model(x)
             model.set_input_size(img_size=size)
-            torch.testing.assert_close(model(x), before, atol=1e-6, rtol=1e-6)
+            assert not torch.allclose(model(x), before, rtol=1e-3)
         save_for_hf(model, tmp_path / folder, safe_serialization=True)
         loaded = timm.create_model(f'local-dir:{tmp_path / folder}', pretrained=True).eval()
         assert loaded.img_size == model.img_size == (size or GRIDS[axes])
@@ -121,7 +121,7 @@ def test_saved_and_loaded_before_and_after_re_anchoring(axes: int, tmp_path: Pat
 @AXES
 @torch.no_grad()
 def test_another_resolution_is_the_same_scene(axes: int) -> None:
-    """A slow wave at twice as many samples an axis gives nearly the same answer; another wave does not."""
+    """A slow wave at twice as many samples per axis gives nearly the same answer; another wave does not."""
     grid = {1: (64,), 2: (24, 20), 3: (12, 14, 10)}[axes]
     model = make(axes, img_size=grid, omega_0=0.05)
     for layer in model.modules():
@@ -147,7 +147,9 @@ def test_numbers_of_axes_that_there_are_not(axes: object) -> None:
 
 @pytest.mark.parametrize(('axes', 'shape'), [(1, (2, 3, 8, 8)), (1, (2, 4, 8)), (1, (2, 3, 0)), (3, (2, 3, 8, 8))])
 def test_input_of_another_rank(axes: int, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=rf'expected \(batch, 3, {axes} sizes\), 1 or more each, got \[') as error:
+    with pytest.raises(
+        ValueError, match=r'expected (signals|clips) \(batch, 3, .*\) with 1 pixels or more per side, got \['
+    ) as error:
         make(axes)(torch.zeros(shape))
     assert str(list(shape)) in str(error.value)
 

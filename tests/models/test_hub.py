@@ -11,9 +11,7 @@ from timm.data import resolve_data_config
 from timm.models import load_model_config_from_hf, push_to_hf_hub, save_for_hf
 from torch import nn
 
-from s4nd import S4ND
-from s4nd.layers import CKConv
-from s4nd.models._parts import level_windows
+from s4nd.layers import GridLayer
 from tests.models.families import SMALL, build, image, size_of
 
 # Twice the size; one whose maps are not whole multiples; one smaller, not square, after the first.
@@ -46,9 +44,7 @@ def test_a_loaded_model_computes_the_same_bits(case: str, how: str, tmp_path: Pa
     loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     assert loaded.img_size == model.img_size
     for ours, theirs in zip(model.modules(), loaded.modules(), strict=True):
-        if isinstance(ours, S4ND):
-            assert (ours.grid, ours.window) == (theirs.grid, theirs.window)
-        if isinstance(ours, CKConv):
+        if isinstance(ours, GridLayer):
             assert ours.grid == theirs.grid
     with torch.no_grad():
         for size in (model.img_size, base, (2 * base, base + 24), (base + 37, base + 5)):
@@ -68,8 +64,6 @@ def test_the_config_holds_what_the_model_was_trained_with(case: str, tmp_path: P
     assert config['model_args']['img_size'] == list(size)
     assert config['model_args']['bandlimit'] == 0.7
     assert config['pretrained_cfg']['input_size'] == [4, *size]
-    assert ('stem_extent' in config['model_args']) == ('stem' in config['model_args'])
-    assert 'window' in config['model_args']
     loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     assert (loaded.num_classes, loaded.in_chans) == (3, 4)
     assert tuple(resolve_data_config(model=loaded)['mean']) == (0.1, 0.2, 0.3, 0.4)
@@ -91,8 +85,7 @@ def test_the_data_configuration_follows_the_training_size(case: str) -> None:
     model = build(case, img_size=(96, 128))
     assert resolve_data_config(model=model)['input_size'] == (3, 96, 128)
     model.set_input_size(img_size=64)
-    expected = (96, 128) if 'resample' in case else (64, 64)
-    assert resolve_data_config(model=model)['input_size'] == (3, *expected)
+    assert resolve_data_config(model=model)['input_size'] == (3, 64, 64)
     name = SMALL[case][0]
     assert timm.create_model(name, device='meta').pretrained_cfg == timm.get_pretrained_cfg(name).to_dict()
 
@@ -125,9 +118,8 @@ def test_a_resized_model_goes_through_a_plain_checkpoint(case: str, tmp_path: Pa
     assert all(t.dtype == torch.bfloat16 for t in model.state_dict().values() if t.is_floating_point())
     model = model.float()
     torch.save(model.state_dict(), tmp_path / 'weights.pth')
-    window = next(m.window for m in model.modules() if isinstance(m, S4ND))
     name, options = SMALL[case]
-    options = {**options, 'bandlimit': 0.7, 'img_size': size, 'window': window}
+    options = {**options, 'bandlimit': 0.7}
     loaded = timm.create_model(name, **options, checkpoint_path=str(tmp_path / 'weights.pth')).eval()
     with torch.no_grad():
         for test_size in (size, size_of(case)):
@@ -173,12 +165,3 @@ def test_pushed_to_a_hub_and_loaded_from_it(case: str, tmp_path: Path, monkeypat
     loaded = timm.create_model('hf-hub:someone/scenes', pretrained=True).eval()
     with torch.no_grad():
         assert torch.equal(loaded(image(50)), model(image(50)))
-
-
-def test_windows_of_each_grid() -> None:
-    assert level_windows(1.0, 2) == [1.0] * 3
-    assert level_windows((1.0, 2.0), 2) == [(1.0, 2.0)] * 3
-    assert level_windows([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], 2) == [(1.0, 2.0), (3.0, 4.0), (5.0, 6.0)]
-    for bad in ([[1.0, 2.0]], [[1.0, 2.0], [3.0], [5.0, 6.0]], [[1.0, 2.0], 3.0, [5.0, 6.0]]):
-        with pytest.raises(ValueError, match='a pair for each of 3 grids'):
-            level_windows(bad, 2)

@@ -1,4 +1,4 @@
-"""kernel='…' and kernel_options in every timm family: built, run at two sizes, trained, saved and loaded."""
+"""kernel='…' and kernel_args in every timm family: built, run at two sizes, trained, saved and loaded."""
 
 import json
 from pathlib import Path
@@ -55,14 +55,14 @@ def test_every_kernel_in_every_family(family: str, kernel: str, tmp_path: Path) 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_options_reach_every_kernel_and_the_hub(family: str, kernel: str, tmp_path: Path) -> None:
     options = OPTIONS[kernel]
-    model = make(family, kernel, kernel_options=options).eval()
+    model = make(family, kernel, kernel_args=options).eval()
     pairs = list(zip(axis_kernels(model), axis_kernels(make(family, kernel)), strict=True))
     assert len(pairs) >= 3
     for ours, plain in pairs:
         with torch.no_grad():
             assert not torch.allclose(ours(16), plain(16)), ours
     save_for_hf(model, tmp_path, safe_serialization=True)
-    assert json.loads((tmp_path / 'config.json').read_text())['model_args']['kernel_options'] == options
+    assert json.loads((tmp_path / 'config.json').read_text())['model_args']['kernel_args'] == options
     loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     with torch.no_grad():
         assert torch.equal(loaded(image(40)), model(image(40)))
@@ -71,16 +71,16 @@ def test_options_reach_every_kernel_and_the_hub(family: str, kernel: str, tmp_pa
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_wrong_option_is_named_beside_the_right_ones(family: str) -> None:
     with pytest.raises(ValueError, match=r"kernel 'lmu' has no option \['window'\]: expected some of \['theta'\]"):
-        make(family, 'lmu', kernel_options={'window': 28})
+        make(family, 'lmu', kernel_args={'window': 28})
     with pytest.raises(ValueError, match='theta must be'):
-        make(family, 'lmu', kernel_options={'theta': -1})
+        make(family, 'lmu', kernel_args={'theta': -1})
 
 
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('network', ['magnet', 'siren'])
 def test_networks_in_kernels_keep_their_own_initialization(family: str, network: str) -> None:
     """The linear layers of a model start small; those inside a kernel must not: its taps would all but vanish."""
-    model = make(family, 'ckconv', kernel_options={'network': network})
+    model = make(family, 'ckconv', kernel_args={'network': network})
     model.init_weights()
     for axis in axis_kernels(model):
         norm = axis(round(axis.length)).square().sum(-1).mean().sqrt()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s4nd.ops.exponentials import exponential_sum, plain_exponential_sum
+from s4nd.ops.exponentials import complex_exponential_sum, exponential_sum, plain_exponential_sum
 
 
 def weights_and_bases(channels: int, features: int, modes: int) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,8 @@ def test_equals_the_definition(length: int, channels: int) -> None:
     weight = torch.randn_like(true)
     expected = torch.autograd.grad((true * weight).sum(), [w, a])
     for taps in (
-        exponential_sum(w, a, length),
+        complex_exponential_sum(w, a, length),
+        exponential_sum(w.real, w.imag, a.real, a.imag, length),
         plain_exponential_sum(w.real, w.imag, a.real, a.imag, length),
     ):
         torch.testing.assert_close(taps, true, atol=1e-12, rtol=0)
@@ -37,12 +38,13 @@ def test_equals_the_definition(length: int, channels: int) -> None:
 
 def test_gradcheck() -> None:
     w, a = (t.requires_grad_() for t in weights_and_bases(2, 2, 3))
-    assert torch.autograd.gradcheck(lambda w, a: exponential_sum(w, a, 7), (w, a))
+    assert torch.autograd.gradcheck(lambda w, a: complex_exponential_sum(w, a, 7), (w, a))
+    assert torch.autograd.gradgradcheck(lambda w, a: complex_exponential_sum(w, a, 7), (w, a))
 
 
 def test_memory_grows_with_the_root_of_the_length() -> None:
     w, a = (t.requires_grad_() for t in weights_and_bases(1, 2, 4))
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        exponential_sum(w, a, 10_000)
-    assert 0 < sum(kept) <= 2 * 4 * (2 * 128 + 2)
+        complex_exponential_sum(w, a, 10_000)
+    assert 0 < sum(kept) <= 2 * 4 * (2 * 128 + 3)

@@ -80,7 +80,7 @@ def test_features_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     taps = torch.randn(1, 5, 50, dtype=torch.float64, requires_grad=True)
     whole = separable_conv(x, [taps], [7], 'fft')
     expected = torch.autograd.grad(whole.square().sum(), [x, taps])
-    monkeypatch.setattr(fftconv, '_groups', lambda x: [slice(0, 2), slice(2, 4), slice(4, 6)])
+    monkeypatch.setattr(fftconv, 'feature_groups', lambda x: [slice(0, 2), slice(2, 4), slice(4, 6)])
     parts = separable_conv(x, [taps], [7], 'fft')
     torch.testing.assert_close(parts, whole)
     for a, b in zip(torch.autograd.grad(parts.square().sum(), [x, taps]), expected, strict=True):
@@ -112,7 +112,39 @@ def test_gradcheck(method: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     taps, centers = random_taps((3, 4), 2, 2, 'bidirectional')
-    assert torch.autograd.gradcheck(lambda x, *taps: separable_conv(x, list(taps), centers, method), (x, *taps))
+    skip = torch.randn(2, dtype=torch.float64, requires_grad=True)
+
+    def conv(x: torch.Tensor, skip: torch.Tensor, *taps: torch.Tensor) -> torch.Tensor:
+        return separable_conv(x, list(taps), centers, method, skip)
+
+    assert torch.autograd.gradcheck(conv, (x, skip, *taps))
+    assert torch.autograd.gradgradcheck(conv, (x, skip, *taps))
+
+
+@pytest.mark.parametrize('method', ['toeplitz', 'fft'])
+def test_gradcheck_on_one_axis(method: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 5, dtype=torch.float64, requires_grad=True)
+    taps, centers = random_taps((5,), 2, 2, 'bidirectional')
+    assert torch.autograd.gradcheck(lambda x, k: separable_conv(x, [k], centers, method), (x, *taps))
+    assert torch.autograd.gradgradcheck(lambda x, k: separable_conv(x, [k], centers, method), (x, *taps))
+
+
+@pytest.mark.parametrize(('size', 'layout'), [((4, 6), torch.channels_last), ((2, 3, 4), torch.channels_last_3d)])
+@pytest.mark.parametrize('method', METHODS)
+def test_memory_format_out_is_memory_format_in(size: tuple[int, ...], layout: torch.memory_format, method: str) -> None:
+    x = torch.randn(2, 3, *size)
+    taps, centers = random_taps(size, 2, 3, 'bidirectional')
+    taps = [k.detach().float() for k in taps]
+    true = separable_conv(x, taps, centers, method, torch.ones(3))
+    y = separable_conv(x.contiguous(memory_format=layout), taps, centers, method, torch.ones(3))
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y, true)
+
+
+def test_no_rows() -> None:
+    taps, centers = random_taps((4, 6), 1, 3, 'bidirectional')
+    assert separable_conv(torch.zeros(0, 3, 4, 6), taps, centers).shape == (0, 3, 4, 6)
 
 
 @pytest.mark.parametrize('length', [1, 5, 300])

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from s4nd.kernels import KERNELS, make_kernel
+from s4nd.kernels import KERNELS, RecurrentKernel, make_kernel
 from s4nd.ops.recurrence import CHUNK, run_recurrence
 
-RECURRENT = sorted(name for name, cls in KERNELS.items() if cls.has_recurrence)
+RECURRENT = sorted(name for name, cls in KERNELS.items() if issubclass(cls, RecurrentKernel))
 
 
 @pytest.mark.parametrize('name', RECURRENT)

@@ -6,12 +6,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from s4nd.training.report import draw, frame_rates_of, main, read_report, sizes_of, table, write_report
+from s4nd.training.report import draw, main, points_of, read_report, table, write_report
 
 
 def report(label: str = 'ours', **results: float) -> dict:
     values = {key.replace('_at_', '@'): value for key, value in results.items()}
-    return {'label': label, 'metric': 'accuracy', 'parameters': 123456, 'size': 16, 'results': values}
+    points = [key.removeprefix('accuracy@') for key in values if key.startswith('accuracy@')]
+    rates = [point for point in points if point.endswith('fps')]
+    size = {'unit': 'pixels per side', 'trained': '16', 'points': [point for point in points if point not in rates]}
+    axes = {'size': size}
+    if rates:
+        axes['frame_rate'] = {'unit': 'frames per second', 'trained': '4fps', 'points': rates}
+    return {'label': label, 'metric': 'accuracy', 'parameters': 123456, 'axes': axes, 'results': values}
 
 
 OURS = report('ours', accuracy_at_64=90.0, accuracy_at_8=55.25, accuracy_at_16=91.5, cross_entropy_at_8=1.2)
@@ -20,7 +26,7 @@ SOUND = {'label': 'sound', 'metric': 'nll', 'parameters': 5, 'results': {'nll': 
 
 
 def test_sizes_rise_and_belong_to_the_metric_shown() -> None:
-    assert sizes_of(OURS) == ['8', '16', '64'] and sizes_of(SOUND) == []
+    assert points_of(OURS, 'size') == ['8', '16', '64'] and points_of(SOUND, 'size') == []
 
 
 def test_the_table_has_a_line_a_run_and_a_column_a_size() -> None:
@@ -34,11 +40,11 @@ def test_sizes_that_are_not_square_stand_by_their_pixels_and_times_have_a_line(t
     wide = report(
         'wide', **{'accuracy_at_32': 3.0, 'accuracy_at_8x32': 2.0, 'accuracy_at_16': 1.0, 'accuracy_at_8': 0.0}
     )
-    assert sizes_of(wide) == ['8', '8x32', '16', '32']
+    assert points_of(wide, 'size') == ['8', '8x32', '16', '32']
     wide['milliseconds'] = {'8': 0.25, '16': 1.0, '8x32': 12.0}
     lines = table([wide, OURS]).splitlines()
     assert lines[0].split()[4:8] == ['accuracy@8', 'accuracy@8x32', 'accuracy@16', 'accuracy@32']
-    assert lines[3].split() == ['ms', 'an', 'image', '0.250', '12.00', '1.000', '-', '-']
+    assert lines[3].split() == ['ms', 'per', 'input', '0.250', '12.00', '1.000', '-', '-']
     draw(tmp_path / 'timed.png', [wide, OURS])
     draw(tmp_path / 'plain.png', [{**wide, 'milliseconds': {}}, OURS])
     assert (tmp_path / 'timed.png').read_bytes() != (tmp_path / 'plain.png').read_bytes()
@@ -81,7 +87,7 @@ def test_a_folder_without_a_report(tmp_path: Path, content: str | None, message:
 
 
 def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'usage: python -m s4nd.training.report'):
+    with pytest.raises(ValueError, match=r'usage: s4nd report RUN'):
         main([])
     with pytest.raises(ValueError, match=r'unknown option pictrue; usage'):
         main(['out/a', 'pictrue=x.png'])
@@ -93,8 +99,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
 
 def test_frame_rates_have_columns_and_a_panel_of_their_own(tmp_path: Path) -> None:
     clips = report('clips', accuracy_at_16=70.0, accuracy_at_32=71.0, accuracy_at_8fps=69.0, accuracy_at_4fps=70.0)
-    clips['frame_rate'] = '4fps'
-    assert sizes_of(clips) == ['16', '32'] and frame_rates_of(clips) == ['4fps', '8fps']
+    assert points_of(clips, 'size') == ['16', '32'] and points_of(clips, 'frame_rate') == ['4fps', '8fps']
     lines = table([clips, OURS]).splitlines()
     assert lines[0].split()[4:] == [f'accuracy@{name}' for name in ('8', '16', '32', '64', '4fps', '8fps')]
     assert lines[2].split() == ['clips', '123,456', '16,', '4fps', '-', '70.00*', '71.00', '-', '70.00*', '69.00']

@@ -1,0 +1,1 @@
+"""Recordings and generated melodies, cut into clips."""

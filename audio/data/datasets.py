@@ -1,0 +1,108 @@
+"""Clips of sound to train on: windows of recordings.
+
+Every data set maps an index to a waveform (clip_samples,), float32 in [-1, 1]; the task quantizes it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from audio.data.files import AudioFile, Stretch, class_of
+from audio.io import read_audio, resample
+
+NORMALIZATIONS = ('none', 'peak', 'min-max')
+
+
+class Clips(Dataset[Tensor]):
+    """A data set of waveforms.
+
+    Attributes:
+        labels: index into `classes` of each clip; None where the clips have no classes.
+        classes: names of the classes.
+        skipped: files that were passed over, with the reason.
+        epoch: which random windows are cut, for data sets that move theirs.
+    """
+
+    labels: list[int] | None = None
+    classes: tuple[str, ...] = ()
+    skipped: Mapping[Path, str] = {}
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class FolderClips(Clips):
+    """Windows of `clip_samples` at `sample_rate` Hz, side by side over the stretches; only the window is read.
+
+    A stretch shorter than a window gives one, filled up with silence; where `whole` is False (stretches cut out of
+    longer files) one shorter than half a window gives none. `normalize`: 'none', 'peak' (divide by the file's peak) or
+    'min-max' (each clip by its own extremes, as the published pipeline does). With `shift_seed` the windows of a
+    stretch move together by a random part of what is left over, anew for every `epoch`.
+
+    `labels` says where a clip's class is written (`class_of`).
+    """
+
+    def __init__(
+        self,
+        stretches: list[Stretch],
+        clip_samples: int,
+        sample_rate: int,
+        *,
+        normalize: str = 'none',
+        whole: bool = True,
+        shift_seed: int | None = None,
+        labels: str = 'none',
+        classes: Sequence[str] = (),
+        skipped: Mapping[Path, str] | None = None,
+    ) -> None:
+        if normalize not in NORMALIZATIONS:
+            raise ValueError(f'unknown normalization {normalize!r}: expected one of {", ".join(NORMALIZATIONS)}')
+        self.clip_samples, self.sample_rate = clip_samples, sample_rate
+        self.normalize, self.shift_seed = normalize, shift_seed
+        self.windows: list[tuple[int, Stretch, int, int]] = []
+        for number, stretch in enumerate(stretches):
+            length, window = stretch.stop - stretch.start, self._frames(stretch.file)
+            if length < (1 if whole else (window + 1) // 2):
+                continue
+            count = max(1, length // window)
+            slack = max(0, length - count * window)
+            self.windows += [(number, stretch, k * window, slack) for k in range(count)]
+        self.classes, self.skipped = tuple(classes), dict(skipped or {})
+        if labels != 'none':
+            self.labels = [self.classes.index(class_of(window[1].file.path, labels)) for window in self.windows]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        number, stretch, offset, slack = self.windows[index]
+        if self.shift_seed is not None and slack:
+            offset += int(np.random.default_rng((self.shift_seed, self.epoch, number)).integers(0, slack + 1))
+        start = stretch.start + offset
+        wave = self._read(stretch.file, start, min(self._frames(stretch.file), stretch.stop - start))
+        if self.normalize == 'peak':
+            wave = wave / stretch.file.peak
+        elif self.normalize == 'min-max' and wave.max() > wave.min():
+            wave = 2 * (wave - wave.min()) / (wave.max() - wave.min()) - 1
+        return torch.nn.functional.pad(wave, (0, self.clip_samples - len(wave)))
+
+    def _frames(self, file: AudioFile) -> int:
+        """Frames of the file that make one window."""
+        return math.ceil(self.clip_samples * file.sample_rate / self.sample_rate)
+
+    def _read(self, file: AudioFile, start: int, frames: int) -> Tensor:
+        if file.sample_rate == self.sample_rate:
+            return read_audio(file.path, start=start, frames=frames)[0]
+        # Some context before and after keeps the resampling filter away from the window's ends.
+        unit = file.sample_rate // math.gcd(file.sample_rate, self.sample_rate)
+        context = math.ceil(64 / unit) * unit
+        before = min(start, context) // unit * unit
+        wave, _ = read_audio(file.path, start=start - before, frames=before + frames + context)
+        wave = resample(wave, file.sample_rate, self.sample_rate)[before * self.sample_rate // file.sample_rate :]
+        return wave[: min(self.clip_samples, math.ceil(frames * self.sample_rate / file.sample_rate))]

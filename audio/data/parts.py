@@ -1,0 +1,171 @@
+"""Train, validation and test clips, and the options that describe them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audio.data.datasets import NORMALIZATIONS, Clips, FolderClips
+from audio.data.files import (
+    LABELS,
+    SPLITS,
+    Stretch,
+    class_of,
+    scan_files,
+    scan_folder,
+    speech_commands_digits,
+    split_files,
+    unpacked,
+    whole_files,
+)
+from audio.data.plucked import PluckedClips
+from audio.quantization import CONVENTIONS, LAWS
+from s4nd.options import ConfigError, option
+
+
+@dataclass
+class AudioData:
+    """Waveforms cut into clips of `clip_samples`, quantized to 2**`bits` values where codes are learned."""
+
+    kind: str = option('folder', 'where the recordings come from', choices=('folder', 'digits', 'sc09', 'plucked'))
+    root: str | None = option(None, 'folder or tar of recordings; sc09: where Speech Commands is, or is to be')
+    download: bool = option(False, 'sc09: fetch Speech Commands into root')
+    cache: str = option('out/cache', 'folder into which a tar is unpacked')
+    sample_rate: int = option(16000, 'Hz; recordings of other rates are resampled', low=1)
+    clip_samples: int = option(16000, 'samples per clip', low=1)
+    quantizer: str = option('mu-law', 'spacing of the codes', choices=LAWS)
+    convention: str = option('standard', 'rounding of the codes, see audio.quantization', choices=CONVENTIONS)
+    bits: int = option(8, 'bits per code', low=1, high=16)
+    normalize: str = option(
+        'none', "divide by each file's peak, or map each clip's extremes to ±1", choices=NORMALIZATIONS
+    )
+    split: str = option(
+        'time', 'ends of each file, whole files, files named in lists, or the index in the name', choices=SPLITS
+    )
+    val_fraction: float = option(
+        0.06, 'share held out for validation, and as much again for the test', low=0, high=0.45
+    )
+    labels: str = option('none', "a file's class: its folder, or its name up to a '_'", choices=LABELS)
+    batch_size: int = option(8, 'clips per process and step', low=1)
+    train_count: int = option(256, 'plucked: clips to train on', low=1)
+    test_count: int = option(32, 'plucked: clips to validate on, and as many again for the test', low=1)
+
+
+def clip_parts(data: AudioData, seed: int) -> dict[str, Clips]:
+    """Read the train, validation and test clips that `data` describes.
+
+    Raises:
+        ValueError: where there is no such data.
+    """
+    if data.kind == 'plucked':
+        sizes = {'train': data.train_count, 'val': data.test_count, 'test': data.test_count}
+        return {
+            part: PluckedClips(count, data.clip_samples, data.sample_rate, (seed, i))
+            for i, (part, count) in enumerate(sizes.items())
+        }
+    if data.root is None:
+        raise ConfigError('data.root: a folder of audio files must be given, or a tar of them (data.root=/path)')
+    common: dict[str, Any] = {'normalize': data.normalize, 'labels': data.labels, 'seed': seed}
+    if data.kind == 'sc09':
+        return dict(sc09_parts(data.root, data.clip_samples, data.sample_rate, download=data.download, **common))
+    if not Path(data.root).exists():
+        raise ConfigError(f'data.root: no folder at {data.root}')
+    # The packs of spoken digits name digit, speaker and index in each file.
+    split = 'digits' if data.kind == 'digits' else data.split
+    fraction, cache = data.val_fraction, data.cache
+    return dict(
+        folder_parts(
+            data.root, data.clip_samples, data.sample_rate, split=split, fraction=fraction, cache=cache, **common
+        )
+    )
+
+
+def folder_parts(
+    root: str | Path,
+    clip_samples: int,
+    sample_rate: int,
+    *,
+    split: str = 'time',
+    fraction: float = 0.06,
+    normalize: str = 'none',
+    labels: str = 'none',
+    cache: str | Path = 'out/cache',
+    seed: int = 0,
+) -> dict[str, FolderClips]:
+    """Train, validation and test clips of a folder, or of a tar, which is unpacked into `cache`.
+
+    See `scan_folder`, `split_files` and `FolderClips`. Raises ValueError, naming the part, where a part has no clip.
+    """
+    root = unpacked(root, cache) if Path(root).is_file() else Path(root)
+    files, skipped = scan_folder(root)
+    parts = _clips(
+        split_files(files, root, split, fraction),
+        skipped,
+        clip_samples,
+        sample_rate,
+        normalize=normalize,
+        whole=split != 'time',
+        labels=labels,
+        seed=seed,
+    )
+    for part, clips in parts.items():
+        if not len(clips):
+            raise ValueError(
+                f'{root}: no clip of {clip_samples} samples at {sample_rate} Hz for the {part} part of split {split!r} '
+                f'with fraction {fraction}; take shorter clips or another split ({", ".join(SPLITS)})'
+            )
+    return parts
+
+
+def sc09_parts(
+    root: str | Path,
+    clip_samples: int,
+    sample_rate: int,
+    *,
+    download: bool = False,
+    normalize: str = 'none',
+    labels: str = 'none',
+    seed: int = 0,
+) -> dict[str, FolderClips]:
+    """Train, validation and test clips of the ten digits of Speech Commands; see `speech_commands_digits`."""
+    found = speech_commands_digits(root, download)
+    part_of = {path: part for part, paths in found.items() for path in paths}
+    files, skipped = scan_files(root, sorted(part_of))
+    return _clips(
+        whole_files(files, [part_of[file.path] for file in files]),
+        skipped,
+        clip_samples,
+        sample_rate,
+        normalize=normalize,
+        labels=labels,
+        seed=seed,
+    )
+
+
+def _clips(
+    parts: Mapping[str, list[Stretch]],
+    skipped: Mapping[Path, str],
+    clip_samples: int,
+    sample_rate: int,
+    *,
+    normalize: str,
+    labels: str,
+    seed: int,
+    whole: bool = True,
+) -> dict[str, FolderClips]:
+    paths = {stretch.file.path for stretches in parts.values() for stretch in stretches}
+    classes = sorted({class_of(path, labels) for path in paths}) if labels != 'none' else []
+    return {
+        part: FolderClips(
+            stretches,
+            clip_samples,
+            sample_rate,
+            normalize=normalize,
+            whole=whole,
+            shift_seed=seed if part == 'train' else None,
+            labels=labels,
+            classes=classes,
+            skipped=skipped,
+        )
+        for part, stretches in parts.items()
+    }

@@ -1,0 +1,1 @@
+"""How good generated sound is: metrics, and a page to listen to."""

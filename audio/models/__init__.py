@@ -1,0 +1,50 @@
+"""Models of sound, by the names that configurations and weights have for them."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from audio.models.classifier import WaveClassifier
+from audio.models.denoiser import DiffusionSaShiMi
+from audio.models.sashimi import SaShiMi
+from audio.models.spectrogram import SpectrogramClassifier
+from s4nd.options import ConfigError, nearest
+
+MODEL_NAME = 'sashimi'
+DIFFUSION_NAME = 'sashimi_diffusion'
+CLASSIFIER_NAME = 'audio_classifier'
+SPECTROGRAM_NAME = 'spectrogram_classifier'
+MODELS: dict[str, type[nn.Module]] = {
+    MODEL_NAME: SaShiMi,
+    DIFFUSION_NAME: DiffusionSaShiMi,
+    CLASSIFIER_NAME: WaveClassifier,
+    SPECTROGRAM_NAME: SpectrogramClassifier,
+}
+
+__all__ = ['MODELS', 'DiffusionSaShiMi', 'SaShiMi', 'SpectrogramClassifier', 'WaveClassifier', 'build_model']
+
+
+def build_model(name: str, args: Mapping[str, Any], bits: int = 8) -> nn.Module:
+    """Build a model from its name and keywords; `bits` is the depth of a SaShiMi's codes.
+
+    Raises:
+        ConfigError: for an unknown name or keyword, naming the nearest right one, and a missing or unfit value.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"model.name: unknown audio model '{name}'{nearest(name, list(MODELS))}")
+    cls = MODELS[name]
+    parameters = inspect.signature(cls).parameters.values()
+    known = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ('bits', 'device', 'dtype')}
+    flat = any(p.kind is p.VAR_KEYWORD for p in parameters)  # the class checks further keywords itself
+    for key in args:
+        if key in ('bits', 'device', 'dtype') or (key not in known and not flat):
+            raise ConfigError(f"model.args: {name} takes no '{key}'{nearest(key, list(known))}")
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in args:
+            raise ConfigError(f'model.args.{key}: must be given')
+    try:
+        return cls(bits, **args) if cls is SaShiMi else cls(**args)
+    except ValueError as error:
+        raise ConfigError(f'model.args: {error}') from error

@@ -1,0 +1,311 @@
+"""What is learned from sound: the next code (autoregressive), the class of a clip, the noise in it (diffusion).
+
+Shape legend: B = batch, L = samples.
+"""
+
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from audio.data.datasets import Clips
+from audio.data.parts import AudioData, clip_parts
+from audio.models import DIFFUSION_NAME, MODEL_NAME, MODELS, SPECTROGRAM_NAME, build_model
+from audio.quantization import Quantizer
+from s4nd.diffusion import Diffusion
+from s4nd.options import ConfigError, nearest, option, section
+from s4nd.seeds import generator
+from s4nd.tasks.base import Axis, Strided, Task
+from s4nd.tasks.classification import score
+from s4nd.tasks.timm_models import is_ours, make_timm_model
+from s4nd.training.config import EvalConfig, RunConfig
+
+Batch = Tensor | tuple[Tensor, Tensor]
+
+
+@dataclass
+class AudioEval(EvalConfig):
+    sample_rates: list[int] = option([], 'classes: rates (Hz) to evaluate at; empty: the training rate', low=1)
+
+
+@dataclass
+class AudioConfig(RunConfig):
+    """A run on sound."""
+
+    task: str = option('audio', 'the kind of learning')
+    data: AudioData = section(AudioData)
+    eval: AudioEval = section(AudioEval)
+
+
+class AudioTask(Task):
+    """Learn from clips of sound; `from_config` chooses the kind by the name of the model.
+
+    A batch is a tensor (B, L), or that and the labels (B,) where the clips have classes.
+
+    Args:
+        config: resolved.
+        parts: clips for 'train', 'val' and 'test'.
+    """
+
+    Config = AudioConfig
+    config: AudioConfig
+
+    def __init__(self, config: AudioConfig, parts: Mapping[str, Clips]) -> None:
+        super().__init__(config)
+        self.parts = dict(parts)
+        self.classes = self.parts['train'].classes
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> 'AudioTask':
+        if not isinstance(config, AudioConfig):
+            raise TypeError(f'expected an AudioConfig, got {type(config).__name__}')
+        kinds = {MODEL_NAME: AutoregressiveTask, DIFFUSION_NAME: DiffusionTask}
+        name = config.model.name
+        _check_name(name)
+        kind = kinds.get(name, ClassificationTask)
+        return kind(config, clip_parts(config.data, config.seed))
+
+    @classmethod
+    def words_from(cls, metadata: Mapping[str, str]) -> list[str]:
+        return [f'data.sample_rate={metadata["sample_rate"]}'] if 'sample_rate' in metadata else []
+
+    def build_model(self) -> nn.Module:
+        # The data must not decide about the weights.
+        torch.manual_seed(self.config.seed)
+        return super().build_model()
+
+    def make_model(self, args: Mapping[str, Any]) -> nn.Module:
+        return build_model(self.config.model.name, args, self.config.data.bits)
+
+    def completed_args(self) -> dict[str, Any]:
+        """Add the number of classes."""
+        args, found = self.config.model.args, len(self.classes) or None
+        if args.get('num_classes', found) != found:
+            raise ConfigError(
+                f'model.args.num_classes is {args["num_classes"]}, but the data has {found or "no"} classes'
+                f'{"" if found else " (data.labels names where they are written)"}'
+            )
+        return dict(args) if found is None else {**args, 'num_classes': found}
+
+    def misfit(self) -> str:
+        count = self.model_args.get('num_classes') or 0
+        return (
+            '' if count == len(self.classes) else f'has a model of {count} classes, the data have {len(self.classes)}'
+        )
+
+    def train_batches(self, epoch: int) -> Strided:
+        clips, size = self.parts['train'], self.config.data.batch_size
+        clips.epoch = epoch
+        order = generator(self.config.seed, epoch)
+        # A last incomplete batch is dropped, unless it is the only one.
+        full = len(clips) >= size
+        return Strided(
+            DataLoader(_Labeled(clips), size, shuffle=True, generator=order, drop_last=full, collate_fn=self._collate)
+        )
+
+    def batches(self, part: str | Clips, device: torch.device | str) -> Iterator[Any]:
+        """Return batches to evaluate on: all clips in order, or `eval.limit` of them, evenly spaced."""
+        clips = self.parts[part] if isinstance(part, str) else part
+        pairs: Dataset[Any] = _Labeled(clips)
+        limit = self.config.eval.limit
+        if limit is not None and limit < len(clips):
+            pairs = Subset(pairs, [i * len(clips) // limit for i in range(limit)])
+        for batch in DataLoader(pairs, self.config.data.batch_size, collate_fn=self._collate):
+            yield batch.to(device) if isinstance(batch, Tensor) else tuple(part.to(device) for part in batch)
+
+    def prepare(self, waves: Tensor) -> Tensor:
+        """Make what the model learns from of waveforms (B, L)."""
+        return waves
+
+    def _collate(self, pairs: list[tuple[Tensor, int | None]]) -> Batch:
+        waves = self.prepare(torch.stack([wave for wave, _ in pairs]))
+        return (waves, torch.tensor([label for _, label in pairs])) if self.classes else waves
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        stored = {**super().metadata, 'sample_rate': str(self.config.data.sample_rate)}
+        return {**stored, 'classes': json.dumps(self.classes)} if self.classes else stored
+
+    @property
+    def skipped(self) -> list[str]:
+        return [f'{path}: {reason}' for path, reason in self.parts['train'].skipped.items()]
+
+
+class GenerativeTask(AudioTask):
+    """A task that is measured by its own loss, on the validation and the test clips."""
+
+    @abstractmethod
+    def loss(self, model: Callable[..., Any], batch: Batch, random: torch.Generator | None = None) -> Tensor:
+        """Compute the loss; `random`: where what it draws comes from, None is torch's own generator."""
+
+    def mean_loss(self, model: nn.Module, device: torch.device | str, part: str) -> float:
+        """Average the loss over the clips of a part; what is drawn is the same at every call."""
+        random, total, clips = torch.Generator().manual_seed(self.config.seed), 0.0, 0
+        for batch in self.batches(part, device):
+            count = len(batch) if isinstance(batch, Tensor) else len(batch[0])
+            total += self.loss(model, batch, random).item() * count
+            clips += count
+        return total / clips
+
+
+class AutoregressiveTask(GenerativeTask):
+    """Predict the next code, given the class if there is one; measured by cross-entropy in bits per sample."""
+
+    monitor = 'val_nll'
+
+    def __init__(self, config: AudioConfig, parts: Mapping[str, Clips]) -> None:
+        super().__init__(config, parts)
+        self.quantizer = Quantizer(config.data.quantizer, config.data.bits, config.data.convention)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {**super().metadata, 'quantizer': self.quantizer.to_json()}
+
+    def prepare(self, waves: Tensor) -> Tensor:
+        return self.quantizer.encode(waves)
+
+    def loss(self, model: Callable[..., Any], batch: Batch, random: torch.Generator | None = None) -> Tensor:
+        """Compute the mean cross-entropy (nats per sample) of codes (B, L)."""
+        codes, given = (batch, {}) if isinstance(batch, Tensor) else (batch[0], {'label': batch[1]})
+        logits = model(shift_right(codes, self.quantizer.zero_code), **given)
+        return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
+
+    def evaluate(self, model: nn.Module, device: torch.device | str) -> dict[str, float]:
+        """Return bits per sample: 'val_nll' on validation clips (picks the best weights), 'test_nll' on test clips."""
+        return {'val_nll': self.nll(model, device, 'val'), 'test_nll': self.nll(model, device, 'test')}
+
+    def nll(self, model: nn.Module, device: torch.device | str, part: str) -> float:
+        """Return bits per sample on the clips of a part."""
+        return self.mean_loss(model, device, part) / math.log(2)
+
+
+class DiffusionTask(GenerativeTask):
+    """Predict the noise in a clip, given the class if there is one; the loss is the mean squared error."""
+
+    monitor = 'val_loss'
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """The process that the model undoes."""
+        return Diffusion(**{k: v for k, v in self.model_args.items() if k in ('steps', 'beta_min', 'beta_max')})
+
+    def loss(self, model: Callable[..., Any], batch: Batch, random: torch.Generator | None = None) -> Tensor:
+        """Compute `Diffusion.loss` of waveforms (B, L)."""
+        waves, label = (batch, None) if isinstance(batch, Tensor) else batch
+        return self.diffusion.loss(lambda x, t: model(x, t, label), waves, random)
+
+    def evaluate(self, model: nn.Module, device: torch.device | str) -> dict[str, float]:
+        """Return {'val_loss': on validation clips (picks the best weights), 'test_loss': on test clips}."""
+        return {f'{part}_loss': self.mean_loss(model, device, part) for part in ('val', 'test')}
+
+
+class ClassificationTask(AudioTask):
+    """Tell the classes of clips apart; measured by accuracy (%) and cross-entropy, at several sample rates.
+
+    The model is one of this package, or one of timm's that takes sequences (B, 1, L), such as ccnn_mini.
+    """
+
+    maximize = True
+
+    def __init__(self, config: AudioConfig, parts: Mapping[str, Clips]) -> None:
+        super().__init__(config, parts)
+        if not self.classes:
+            labels = config.data.labels
+            raise ConfigError(f'data.labels: a classifier needs classes, expected folder or name, got {labels}')
+        self.monitor = f'accuracy@{config.data.sample_rate}'
+        self.channel = config.model.name not in MODELS
+
+    def make_model(self, args: Mapping[str, Any]) -> nn.Module:
+        if self.channel:
+            return make_timm_model(self.config.model.name, args)
+        return super().make_model(args)
+
+    def completed_args(self) -> dict[str, Any]:
+        """Add the number of classes, and what the model asks about the clips."""
+        args, data = super().completed_args(), self.config.data
+        if self.channel:
+            return {'in_chans': 1, 'img_size': [data.clip_samples], **args}
+        known: dict[str, Any] = {'clip_samples': data.clip_samples}
+        if self.config.model.name == SPECTROGRAM_NAME:
+            known['sample_rate'] = data.sample_rate
+        return {**known, **args}
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        trained = self.config.data.sample_rate
+        rates = sorted(set(self.config.eval.sample_rates or [trained]))
+        return {'sample_rate': Axis('Hz', str(trained), tuple(str(rate) for rate in rates))}
+
+    def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        """Compute the mean cross-entropy of waveforms (B, L) and labels (B,)."""
+        waves, labels = batch
+        return F.cross_entropy(self.predict(model, waves), labels)
+
+    def predict(self, model: Callable[..., Any], inputs: Tensor) -> Tensor:
+        return model(inputs[:, None] if self.channel else inputs).float()
+
+    def evaluate(self, model: nn.Module, device: torch.device | str) -> dict[str, float]:
+        """Return accuracy and cross-entropy at the training rate, on the validation clips."""
+        return self._score(model, device, self.parts['val'], self.config.data.sample_rate)
+
+    @torch.no_grad()
+    def evaluate_at(self, model: nn.Module, device: torch.device | str, points: Sequence[str]) -> dict[str, float]:
+        """Return them on the test clips at every point, a sample rate (Hz): the same seconds in other samples."""
+        results: dict[str, float] = {}
+        for point in points:
+            results |= self._score(model, device, self._test_at(int(point)), int(point))
+        return results
+
+    def example(self, point: str, count: int) -> Tensor:
+        return torch.randn(count, self._samples_at(int(point)))
+
+    def _samples_at(self, rate: int) -> int:
+        return round(self.config.data.clip_samples * rate / self.config.data.sample_rate)
+
+    def _test_at(self, rate: int) -> Clips:
+        if rate == self.config.data.sample_rate:
+            return self.parts['test']
+        data = replace(self.config.data, sample_rate=rate, clip_samples=self._samples_at(rate))
+        return clip_parts(data, self.config.seed)['test']
+
+    def _score(self, model: nn.Module, device: torch.device | str, clips: Clips, rate: int) -> dict[str, float]:
+        outputs = ((self.predict(model, waves), labels) for waves, labels in self.batches(clips, device))
+        accuracy, entropy = score(outputs, torch.device(device))
+        return {f'accuracy@{rate}': accuracy, f'cross_entropy@{rate}': entropy}
+
+
+class _Labeled(Dataset[tuple[Tensor, int | None]]):
+    """(waveform, label) of each clip; the label is None where the clips have no classes."""
+
+    def __init__(self, clips: Clips) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        return self.clips[index], None if self.clips.labels is None else self.clips.labels[index]
+
+
+def shift_right(codes: Tensor, first: int) -> Tensor:
+    """Delay codes (B, L) by one sample, beginning with `first`: the model's input for the target `codes`."""
+    return F.pad(codes[:, :-1], (1, 0), value=first)
+
+
+def build(config: AudioConfig) -> tuple[nn.Module, AudioTask]:
+    """Build model and task of a resolved configuration; completes `config.model.args` by what follows from the data."""
+    task = AudioTask.from_config(config)
+    return task.build_model(), task
+
+
+def _check_name(name: str) -> None:
+    """Raise ConfigError unless `name` is a model of this package or of s4nd."""
+    if name not in MODELS and not (is_ours(name)):
+        raise ConfigError(f"model.name: unknown audio model '{name}'{nearest(name, list(MODELS))}")

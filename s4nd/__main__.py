@@ -1,0 +1,8 @@
+"""`python -m s4nd` is the command `s4nd`."""
+
+import sys
+
+from s4nd.cli import main
+
+if __name__ == '__main__':
+    sys.exit(main())

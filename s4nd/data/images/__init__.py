@@ -1,0 +1,1 @@
+"""Images: their files, named sets, batches from memory and from files."""

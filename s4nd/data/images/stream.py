@@ -1,0 +1,185 @@
+"""Class folders too large for memory: decoded and augmented (timm) by loader processes during training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from s4nd.data.folders import Member
+from s4nd.data.images.files import UNREADABLE, decode, list_members
+from s4nd.data.images.options import ImageData
+from s4nd.data.images.resize import resize, to_bytes, to_float
+from s4nd.data.labeled import NORMALIZATION, DataError
+from s4nd.resolution import Size
+
+__all__ = ['StreamBatches', 'StreamSet', 'load_stream']
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StreamSet:
+    """Image files and their labels; nothing is decoded before it is asked for."""
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    bad: set[str] = field(default_factory=set)  # grows as unreadable files are met
+    channels: int = 3
+    native_size: None = None
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return tuple(sorted(self.bad))
+
+    def select(self, indices: Tensor) -> StreamSet:
+        paths = tuple(self.paths[index] for index in indices.tolist())
+        return replace(self, paths=paths, labels=self.labels[indices])
+
+    def dataset(self, view: Any) -> Dataset:
+        """(what `view` makes of an image or None, label, unreadable paths) for every file."""
+        return _Files(self, view)
+
+    def note(self, found: Sequence[str]) -> None:
+        """Name and record unreadable files, each once."""
+        for path in sorted(set(found) - self.bad):
+            logger.warning('passed over %s: cannot be read', self.root / path)
+            self.bad.add(path)
+
+    def train_batches(self, data: ImageData, seed: int) -> StreamBatches:
+        """One augmented epoch of (floats (B, 3, size, size), already normalized, labels (B,))."""
+        count = len(self.paths)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(count, generator=generator)[: -(-count // data.repeats)]
+        order = drawn.repeat_interleave(data.repeats)[:count]
+        mean, std = NORMALIZATION['imagenet']
+        transform = create_transform(
+            data.size, is_training=True, hflip=0.5 if data.flip else 0.0, auto_augment=data.auto_augment,
+            color_jitter=None,  # type: ignore[arg-type]  # timm takes it, and None draws nothing
+            interpolation='random', re_prob=data.random_erasing, re_mode='pixel', mean=mean, std=std,
+        )  # fmt: skip
+        return StreamBatches(self, order, _TrainView(transform), data.batch_size, data.workers, seed, whole=True)
+
+    def eval_batches(self, size: int | Size, crop_pct: float, batch_size: int, workers: int) -> StreamBatches:
+        """Every image once: the central square of `crop_pct` of the shorter side, brought to `size`; bytes."""
+        order = torch.arange(len(self.paths))
+        return StreamBatches(self, order, _EvalView(size, crop_pct), batch_size, workers, seed=0, whole=False)
+
+
+@dataclass(frozen=True)
+class _TrainView:
+    transform: Any
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.transform(Image.fromarray(image.permute(1, 2, 0).numpy()))
+
+
+@dataclass(frozen=True)
+class _EvalView:
+    size: int | Size
+    crop_pct: float
+
+    def __call__(self, image: Tensor) -> Tensor:
+        side = max(1, round(min(image.shape[-2:]) * self.crop_pct))
+        top, left = (image.shape[-2] - side) // 2, (image.shape[-1] - side) // 2
+        square = image[None, :, top : top + side, left : left + side]
+        return to_bytes(resize(to_float(square), self.size))[0]
+
+
+class _Files(Dataset):
+    def __init__(self, images: StreamSet, view: Any) -> None:
+        self.images, self.view = images, view
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, list[str]]:
+        path = self.images.paths[index]
+        try:
+            image = decode((self.images.root / path).read_bytes())
+        except UNREADABLE:
+            return None, -1, [path]
+        return self.view(image), int(self.images.labels[index]), []
+
+
+def _collate(items: list[tuple[Tensor | None, int, list[Any]]]) -> tuple[Tensor | None, Tensor, list[Any]]:
+    good = [(image, label) for image, label, _ in items if image is not None]
+    found = [entry for _, _, entries in items for entry in entries]
+    if not good:
+        return None, torch.tensor([]), found
+    return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good]), found
+
+
+class Streamed(Protocol):
+    """A set of files as `StreamBatches` asks for it."""
+
+    def dataset(self, view: Any) -> Dataset: ...
+
+    def note(self, found: Sequence[Any]) -> None: ...
+
+
+class StreamBatches:
+    """Batches in a given order; what cannot be read is left out, and handed to `note` of the set."""
+
+    def __init__(
+        self, images: Streamed, order: Tensor, view: Any, batch_size: int, workers: int, seed: int, *, whole: bool
+    ) -> None:
+        self.images, self.order, self.view, self.workers, self.seed = images, order, view, workers, seed
+        self.whole, self.batch_size = whole, min(batch_size, len(order))
+        batches = list(order.split(self.batch_size))
+        self.batches = batches[:-1] if whole and len(batches[-1]) < self.batch_size else batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def shard(self, index: int, count: int) -> StreamBatches:
+        """The share of process `index` of `count`; with `whole`, every process has as many."""
+        part = StreamBatches(
+            self.images, self.order, self.view, self.batch_size, self.workers, self.seed, whole=self.whole
+        )
+        part.batches = self.batches[index : len(self) - len(self) % count if self.whole else None : count]
+        return part
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = DataLoader(
+            self.images.dataset(self.view),
+            batch_sampler=[batch.tolist() for batch in self.batches],
+            collate_fn=_collate,
+            num_workers=self.workers,
+            generator=torch.Generator().manual_seed(self.seed),
+            pin_memory=torch.cuda.is_available(),
+        )
+        for images, labels, found in loader:
+            self.images.note(found)
+            if images is not None:
+                yield images, labels
+            elif self.whole:  # the number of steps is fixed
+                raise DataError('not one file of a batch can be read; the warnings name them')
+
+
+def load_stream(data: ImageData) -> tuple[StreamSet, StreamSet | None]:
+    """The training and, where the root has a test or val folder, test images of `data.root`, unread."""
+    root, members = list_members(data.root)
+    splits = {member.split for member in members}
+    train = [member for member in members if member.split == ('train' if 'train' in splits else '')]
+    if not train:
+        raise DataError(f'{root}: found {sorted(splits)} images but no train folder')
+    classes = tuple(sorted({member.label for member in train}))
+    test = [member for member in members if member.split == 'test'] if 'train' in splits else []
+    return _stream_set(root, train, classes), _stream_set(root, test, classes) if test else None
+
+
+def _stream_set(root: Path, members: list[Member], classes: tuple[str, ...]) -> StreamSet:
+    index = {name: number for number, name in enumerate(classes)}
+    strange = sorted({member.label for member in members} - index.keys())
+    if strange:
+        raise DataError(f"{root}: class '{strange[0]}' is not among the {len(classes)} training classes")
+    labels = torch.tensor([index[member.label] for member in members])
+    return StreamSet(root, tuple(member.path for member in members), labels, classes)

@@ -1,0 +1,1 @@
+"""Multivariate time series: their files, windows, and masks of what is observed."""

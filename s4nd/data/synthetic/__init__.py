@@ -1,0 +1,1 @@
+"""Embedded sets, drawn from a seed: functions of continuous space or time, sampled at any resolution."""

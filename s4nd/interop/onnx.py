@@ -1,0 +1,246 @@
+"""An image model to ONNX, checked: `python -m s4nd.export checkpoint=out/run size=224 [out=model.onnx]`.
+
+`model=NAME` in place of `checkpoint` takes an untrained model, trained for `size` as it were. `size` is a side in
+pixels, or height x width (224x320): it is fixed in the file, the number of images is not. The file is written only
+if ONNX Runtime agrees with the model to 1e-4 of its largest output.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from omegaconf import MISSING
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+
+from s4nd.files import write_atomically
+from s4nd.layers import S4ND
+from s4nd.models import is_ours, load_checkpoint
+from s4nd.ops import separable_conv, toeplitz, use_toeplitz
+from s4nd.options import nearest
+from s4nd.resolution import axis_steps, parse_size
+from s4nd.training.checkpoint import find_weights, read_metadata
+from s4nd.words import parse_words
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = ['OPSET', 'TOLERANCE', 'ExportError', 'export_onnx', 'freeze', 'main', 'relative_error']
+
+OPSET = 18
+TOLERANCE = 1e-4
+
+
+class ExportError(RuntimeError):
+    """The exported graph does not compute what the model computes."""
+
+
+def export_onnx(
+    model: nn.Module,
+    example: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    outputs: Sequence[str] = ('logits',),
+    metadata: Mapping[str, str] | None = None,
+    measure: Callable[[InferenceSession], float] | None = None,
+) -> float:
+    """Write `model` as one self-contained ONNX file (opset 18), check it, and return its worst relative error.
+
+    Args:
+        model: in evaluation mode, on the CPU; called with the values of `example` in order.
+        example: inputs by name, batch first, at least 2 rows. The batch is dynamic, all other sizes are fixed.
+        path: the file; it is replaced only by one that passed.
+        outputs: names of the model's outputs.
+        metadata: strings to keep in the file.
+        measure: the worst relative error of a session of the file; None: `relative_error` against the model, at
+            batches of 1 and of one more row than the example has.
+
+    Raises:
+        ExportError: the error is above 1e-4, or not a number.
+        ValueError: the model is in training mode, the example has fewer than 2 rows, or the model refuses it.
+        ImportError: the packages of the extra `export` are not installed.
+    """
+    import onnxruntime
+
+    rows = {len(value) for value in example.values()}
+    if len(rows) != 1 or min(rows) < 2:
+        raise ValueError(f'the inputs of the example must have the same number of rows, 2 or more, got {sorted(rows)}')
+    if model.training:
+        raise ValueError('the model must be in evaluation mode: call eval() first')
+    program = _trace(model, example, outputs)
+    # Where the nodes came from, paths of this machine among it: several times the size of a small graph.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    program.model.metadata_props.update(metadata or {})
+    if measure is None:
+        batches = (1, min(rows) + 1)
+        measure = lambda session: relative_error(session, model, example, batches)  # noqa: E731
+    worst = math.nan
+
+    def write(temporary: Path) -> None:
+        nonlocal worst
+        program.save(temporary, external_data=False)
+        try:
+            worst = measure(onnxruntime.InferenceSession(temporary, providers=['CPUExecutionProvider']))
+        except Exception as error:  # ONNX Runtime has a dozen types, with no common one but this
+            raise ExportError(f'ONNX Runtime cannot run the graph: {path} was not written ({error})') from error
+        if not worst <= TOLERANCE:
+            raise ExportError(
+                f'ONNX Runtime differs from the model by {worst:.1e} of its largest output, expected at most '
+                f'{TOLERANCE:.0e}: {path} was not written'
+            )
+
+    write_atomically(path, write)
+    return worst
+
+
+@torch.no_grad()
+def relative_error(
+    session: InferenceSession, model: nn.Module, example: Mapping[str, Tensor], batches: Sequence[int]
+) -> float:
+    """Largest |session - model| over the largest |model| of each output, for batches made of the example's rows."""
+    errors = []
+    for batch in batches:
+        inputs = {name: value[torch.arange(batch) % len(value)] for name, value in example.items()}
+        expected = model(*inputs.values())
+        expected = [expected] if isinstance(expected, Tensor) else expected
+        found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        for ours, theirs in zip(expected, found, strict=True):
+            scale = ours.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+            errors.append((torch.from_numpy(theirs) - ours).abs().max() / scale)
+    return float(torch.stack(errors).max())
+
+
+@torch.no_grad()
+def freeze(model: nn.Module, *example: Tensor) -> nn.Module:
+    """A copy in which every S4ND layer that `example` reaches stores its kernel for the size that it sees there.
+
+    Nothing of the kernels is left to compute, which makes the graph small; the copy runs at no other size.
+
+    Raises:
+        ValueError: a layer sees two sizes.
+    """
+    model = copy.deepcopy(model)
+    sizes: dict[S4ND, list[int]] = {}
+
+    def note(layer: S4ND, inputs: tuple[Tensor, ...]) -> None:
+        size = list(inputs[0].shape[2:])
+        if sizes.setdefault(layer, size) != size:
+            raise ValueError(f'{layer} sees the sizes {sizes[layer]} and {size}: it can be frozen at one only')
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, S4ND)}
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers.values()]
+    model(*example)
+    for hook in hooks:
+        hook.remove()
+    for name, layer in layers.items():
+        if layer in sizes:
+            model.set_submodule(name, FrozenS4ND(layer, sizes[layer]))
+    return model
+
+
+class FrozenS4ND(nn.Module):
+    """An S4ND layer at one size of its axes: the taps, or the matrices made of them, are buffers.
+
+    Raises ValueError in the forward for another size.
+    """
+
+    def __init__(self, layer: S4ND, size: Sequence[int]) -> None:
+        super().__init__()
+        self.size, self.method, self.channels = list(size), layer.method, layer.channels
+        self.D = layer.D
+        operators, self.centers = layer.operators(self.size, axis_steps(list(layer.grid or ()), self.size))
+        for axis, length in enumerate(self.size):
+            if operators[axis].dim() == 3 and use_toeplitz(self.size, axis, self.method):
+                operators[axis] = toeplitz(operators[axis], self.centers[axis], length)
+            if operators[axis].dim() == 4:
+                self.centers[axis] = 0  # of no meaning for a matrix, which has fewer columns than there are taps
+            self.register_buffer(f'axis_{axis}', operators[axis])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if list(x.shape[2:]) != self.size:
+            raise ValueError(f'the layer was frozen at size {self.size}, got an input of shape {list(x.shape)}')
+        u = x if self.channels == 1 else torch.cat([x] * self.channels, 1)
+        operators = [self.get_buffer(f'axis_{axis}') for axis in range(len(self.size))]
+        return separable_conv(u, operators, self.centers, self.method, None if self.D is None else self.D.flatten())
+
+
+def _trace(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
+    values = tuple(example.values())
+    batch = {0: torch.export.Dim('batch')}
+    bound = inspect.signature(model.forward).bind(*values).arguments
+    shapes = {name: (batch,) * len(value) if isinstance(value, tuple) else batch for name, value in bound.items()}
+    # What the exporter warns of concerns its own code (a deprecated call, one name for the batch of all inputs).
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        warnings.filterwarnings('ignore', message='.*axis name: batch')
+        # Traced here, since torch.onnx.export would fix the batch where it cannot be dynamic, and say nothing.
+        program = torch.export.export(freeze(model, *values), values, dynamic_shapes=shapes)
+        return torch.onnx.export(
+            program,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            input_names=list(example),
+            output_names=list(outputs),
+            verbose=False,
+        )
+
+
+@dataclass
+class Options:
+    """The command's options, with their defaults."""
+
+    size: Any = MISSING  # side in pixels, or height x width
+    checkpoint: str | None = None  # a run's folder or a .safetensors file
+    model: str | None = None  # a registered name, in place of a checkpoint
+    out: str = 'model.onnx'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status, 2 for bad input and 1 for a model that cannot be exported."""
+    return report_errors(run, Options, sys.argv[1:] if arguments is None else arguments)
+
+
+def report_errors(run: Callable[[Any], float], schema: type, arguments: Sequence[str]) -> int:
+    """Run an export command whose options have an `out`, print what came of it, and return the exit status."""
+    try:
+        options = parse_words(schema, arguments)
+        if Path(options.out).suffix != '.onnx':
+            raise ValueError(f'out: expected a name that ends in .onnx, got {options.out!r}')
+        worst = run(options)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f'error: {error}', file=sys.stderr)  # noqa: T201 (a command)
+        return 1 if isinstance(error, RuntimeError) else 2
+    print(f'{options.out}\nONNX Runtime agrees with the model to {worst:.1e} of its largest output')  # noqa: T201
+    return 0
+
+
+def run(options: Options) -> float:
+    """Load the model and export it; returns the worst relative error."""
+    size = parse_size(options.size)
+    if (options.checkpoint is None) == (options.model is None):
+        raise ValueError('expected either checkpoint=… or model=…')
+    if options.checkpoint is not None:
+        model, metadata = load_checkpoint(options.checkpoint), read_metadata(find_weights(options.checkpoint))
+    else:
+        model, metadata = _create(options.model, size), {'model': options.model}
+    channels = get_model_input_config(model)['input_size'][0]
+    image = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+    return export_onnx(model, {'image': image}, options.out, metadata=metadata)
+
+
+def _create(name: str, size: tuple[int, int]) -> nn.Module:
+    if not timm.is_model(name):
+        raise ValueError(f"model: timm has no model '{name}'{nearest(name, list(filter(is_ours, timm.list_models())))}")
+    return timm.create_model(name, **({'img_size': size} if is_ours(name) else {})).eval()

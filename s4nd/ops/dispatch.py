@@ -1,0 +1,90 @@
+"""Which arithmetic an operation takes; the one place in the package where that is decided.
+
+Eager calls on a CPU or GPU take complex numbers and gradients written by hand. Compilers, exporters, tracers,
+TorchScript, `torch.func` and forward-mode differentiation take plain real arithmetic that autograd understands.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+@torch.jit.unused
+def _is_observed() -> bool:
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+def observed() -> bool:
+    """Whether the call is being compiled, traced, scripted or transformed, so that it must not depend on values."""
+    if torch.jit.is_scripting():
+        return True
+    return _is_observed()
+
+
+def values_are_known(x: Tensor) -> bool:
+    """Whether sizes may depend on the values of x."""
+    return not (observed() or x.is_meta)
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether complex numbers and hand-written gradients can be used for x."""
+    return not observed() and (x.device.type == 'cpu' or x.device.type == 'cuda')
+
+
+def wants_graph(grad: Tensor) -> bool:
+    """Whether a backward pass must itself be differentiable, or acts on a batch of gradients."""
+    return torch.is_grad_enabled() or _is_observed() or torch._C._functorch.is_batchedtensor(grad)
+
+
+def plain_gradients(
+    plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """Gradients of plain(*inputs), differentiable in turn; None for the inputs that need none."""
+    with torch.enable_grad():
+        output = plain(*inputs)
+        wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float64, where discretization and powers are computed (float32 on devices that have no float64)."""
+    return x.float() if x.device.type == 'mps' else x.double()
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which taps and states are kept: float32 for half precision, else the dtype itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def feature_groups(x: Tensor) -> list[slice]:
+    """Features of x (B, C, …) in groups, so that what is computed of one stays in the cache, or in 256 MB on a GPU."""
+    elements = 2**18 * torch.get_num_threads() if x.device.type == 'cpu' else 2**26
+    each = max(1, x.numel() // x.shape[1])
+    # Sixteen at least where features lie side by side (channels_last): a cache line holds as many.
+    count = max(16 if x.stride(1) == 1 else 1, elements // each)
+    return [slice(start, start + count) for start in range(0, x.shape[1], count)]
+
+
+def in_format_of(y: Tensor, x: Tensor) -> Tensor:
+    """y in the memory format of x: what follows is elementwise, and slow over mixed strides."""
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return y.contiguous(memory_format=torch.channels_last)
+    if x.dim() == 5 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return y.contiguous(memory_format=torch.channels_last_3d)
+    return y.contiguous()
+
+
+def exact_bmm(a: Tensor, b: Tensor) -> Tensor:
+    """Batched matrix product in the dtype of its arguments; autocast would run it in half precision."""
+    if torch.jit.is_scripting() or a.is_meta:
+        return torch.bmm(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.bmm(a, b)

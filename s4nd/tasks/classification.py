@@ -1,0 +1,79 @@
+"""What tasks with classes share: accuracy and cross-entropy over all processes, and the check of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor
+from torch.nn import functional as F
+
+from s4nd.data.labeled import DataError, Set, Splits
+from s4nd.options import ConfigError
+from s4nd.tasks.base import Task
+from s4nd.training.config import RunConfig
+
+__all__ = ['LabeledTask', 'score']
+
+
+class LabeledTask(Task, Generic[Set]):
+    """A task on labeled examples; epochs are watched on the held-out ones, on the test ones where none are held out.
+
+    Args:
+        config: resolved.
+        splits: what to train on, what picks the best weights, and what the final evaluation measures.
+        examples: what the examples are called in messages.
+    """
+
+    maximize = True
+
+    def __init__(self, config: RunConfig, splits: Splits[Set], examples: str) -> None:
+        super().__init__(config)
+        if config.eval.weights == 'best' and splits.val is None:
+            raise ConfigError(
+                f'eval.weights=best needs held-out {examples} to choose by: set data.val_fraction above 0'
+            )
+        self.splits = splits
+        self.classes: Sequence[str] = splits.train.classes
+        self.channels: int = splits.train.channels
+
+    @property
+    def watched(self) -> Set:
+        return self.splits.val if self.splits.val is not None else self.splits.test
+
+    @property
+    def skipped(self) -> list[str]:
+        return self.splits.skipped
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {**super().metadata, 'classes': json.dumps(self.classes)}
+
+    def completed_args(self) -> dict[str, Any]:
+        return {'num_classes': len(self.classes), 'in_chans': self.channels, **self.config.model.args}
+
+    def misfit(self) -> str:
+        count = self.model_args.get('num_classes', len(self.classes))
+        return '' if count == len(self.classes) else f'tells {count} classes apart, the data are of {len(self.classes)}'
+
+
+def score(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> tuple[float, float]:
+    """Accuracy (percent) and mean cross-entropy of (logits (B, classes), labels (B,)), over all processes.
+
+    Raises:
+        DataError: there is no example.
+    """
+    # Right answers, summed cross-entropy, examples; some devices lack float64.
+    sums = torch.zeros(3, device=device)
+    for logits, labels in batches:
+        logits, labels = logits.float(), labels.to(device)
+        sums[0] += (logits.argmax(1) == labels).sum()
+        sums[1] += F.cross_entropy(logits, labels, reduction='sum')
+        sums[2] += len(labels)
+    right, entropy, count = reduce(sums, 'sum').tolist()
+    if not count:
+        raise DataError('nothing to evaluate on: not one example could be read')
+    return round(100 * right / count, 4), entropy / count

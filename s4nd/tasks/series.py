@@ -1,0 +1,176 @@
+"""Series with missing values: imputation and forecasting by conditional diffusion.
+
+Shape legend: B = batch, C = channels, L = samples. Series are (B, C, L); masks are of that shape, True where a value is
+observed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from s4nd.data.series.masks import MaskDraw, parse_mask
+from s4nd.data.series.sets import SeriesData, load_series
+from s4nd.diffusion import Diffusion
+from s4nd.models.sssd import SSSDS4, Imputer, check_series, impute
+from s4nd.options import ConfigError, check_keywords, nearest, option, section
+from s4nd.seeds import generator
+from s4nd.tasks.base import Strided, Task
+from s4nd.training.config import EvalConfig, RunConfig
+
+__all__ = ['SeriesConfig', 'SeriesEval', 'SeriesTask', 'imputation_loss']
+
+MODELS: dict[str, type[Imputer]] = {'sssd_s4': SSSDS4}
+
+
+@dataclass
+class SeriesEval(EvalConfig):
+    """After training, what each kind of mask hides in the test windows is imputed and compared."""
+
+    samples: int = option(5, 'draws whose mean is the estimate; 0: measure the loss only', low=0)
+    steps: int | None = option(6, 'denoising steps per draw; null: all', low=1)
+
+
+@dataclass
+class SeriesConfig(RunConfig):
+    """A run on series."""
+
+    task: str = option('series', 'the kind of learning')
+    data: SeriesData = section(SeriesData)
+    eval: SeriesEval = section(SeriesEval)
+
+
+class SeriesTask(Task):
+    """Mean squared error of what a diffusion model predicts of missing values; see `imputation_loss`.
+
+    A batch is (values, mask), both (B, C, L).
+
+    Args:
+        config: resolved.
+        parts: series (N, C, L) for 'train', 'val' and 'test'. NaN marks what is not known.
+        masks: name -> how masks are drawn; None: those of `data.masks`. Each batch takes one of them.
+    """
+
+    Config = SeriesConfig
+    config: SeriesConfig
+    monitor = 'val_loss'
+
+    def __init__(
+        self, config: SeriesConfig, parts: Mapping[str, Tensor], masks: Mapping[str, MaskDraw] | None = None
+    ) -> None:
+        super().__init__(config)
+        self.parts = dict(parts)
+        self.masks = dict(masks or {text: parse_mask(text) for text in config.data.masks})
+        if not self.masks:
+            raise ConfigError('data.masks: expected at least one way to hide values, got none')
+
+    @classmethod
+    def from_config(cls, config: SeriesConfig) -> SeriesTask:
+        return cls(config, load_series(config.data, config.seed))
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """The process that the model undoes."""
+        return Diffusion(**(self.model_args.get('diffusion') or {}))
+
+    def completed_args(self) -> dict[str, Any]:
+        return {'channels': self.parts['train'].shape[1], **self.config.model.args}
+
+    def make_model(self, args: Mapping[str, Any]) -> nn.Module:
+        name = self.config.model.name
+        if name not in MODELS:
+            raise ConfigError(f"model.name: no model of series '{name}'{nearest(name, list(MODELS))}")
+        check_keywords(MODELS[name], args, name)
+        return MODELS[name](**args)
+
+    def train_batches(self, epoch: int) -> Strided:
+        """Batches in an order, and with masks, fixed by the seed and the epoch."""
+        random = generator(self.config.seed, epoch)
+        full = len(self.parts['train']) >= self.config.data.batch_size
+        return Strided(self._batches('train', random, shuffle=True, generator=random, drop_last=full))
+
+    def loss(
+        self, model: Callable[..., Any], batch: tuple[Tensor, Tensor], random: torch.Generator | None = None
+    ) -> Tensor:
+        """`imputation_loss` of values and mask (B, C, L)."""
+        return imputation_loss(model, self.diffusion, *batch, random)
+
+    def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """{'val_loss', 'test_loss'}, with the same masks, levels and noise at every call."""
+        return {f'{part}_loss': self._mean_loss(model, device, part) for part in ('val', 'test')}
+
+    @torch.no_grad()
+    def evaluate_at(self, model: nn.Module, device: torch.device, points: Sequence[str]) -> dict[str, float]:
+        """The losses, and per mask the mean squared error of the imputed values, in units of the series."""
+        results = self.evaluate(model, device)
+        if self.config.eval.samples:
+            results |= {f'mse_{name}': self._error(model, device, draw) for name, draw in self.masks.items()}
+        return results
+
+    def _mean_loss(self, model: nn.Module, device: torch.device, part: str) -> float:
+        random, total = torch.Generator().manual_seed(self.config.seed), 0.0
+        for values, mask in self._batches(part, random):
+            total += self.loss(model, (values.to(device), mask.to(device)), random).item() * len(values)
+        return total / len(self._limited(part))
+
+    def _error(self, model: Any, device: torch.device, draw: MaskDraw) -> float:
+        """Of the mean of `eval.samples` draws, over the hidden values that are known."""
+        values, options = self._limited('test'), self.config.eval
+        mask = _hidden(values, draw, torch.Generator().manual_seed(self.config.seed))
+        total, count = 0.0, 0
+        for part in torch.arange(len(values)).split(self.config.data.batch_size):
+            rows, observed = values[part].to(device), mask[part].to(device)
+            draws = [impute(model, rows, observed, seed=seed, steps=options.steps) for seed in range(options.samples)]
+            known = ~observed & rows.isfinite()
+            total += float((torch.stack(draws).mean(0) - rows)[known].square().sum())
+            count += int(known.sum())
+        return total / max(1, count)
+
+    def _limited(self, part: str) -> Tensor:
+        """`eval.limit` windows of a part, evenly spaced; all of the training part."""
+        values, limit = self.parts[part], self.config.eval.limit
+        if part == 'train' or limit is None or limit >= len(values):
+            return values
+        return values[[i * len(values) // limit for i in range(limit)]]
+
+    def _batches(self, part: str, random: torch.Generator, **options: Any) -> DataLoader[Any]:
+        draws = list(self.masks.values())
+
+        def masked(rows: list[tuple[Tensor]]) -> tuple[Tensor, Tensor]:
+            values = torch.stack([row for (row,) in rows])
+            return values, _hidden(values, draws[int(torch.randint(len(draws), (), generator=random))], random)
+
+        dataset: Any = TensorDataset(self._limited(part))
+        return DataLoader(dataset, self.config.data.batch_size, collate_fn=masked, **options)
+
+
+def _hidden(values: Tensor, draw: MaskDraw, random: torch.Generator) -> Tensor:
+    """A mask of what the model is given; a row that would be given nothing keeps all that is known of it."""
+    known = values.isfinite()
+    mask = draw(values.shape, random) & known
+    return torch.where(mask.flatten(1).any(1)[:, None, None], mask, known)
+
+
+def imputation_loss(
+    model: Callable[..., Tensor],
+    diffusion: Diffusion,
+    values: Tensor,
+    mask: Tensor,
+    random: torch.Generator | None = None,
+) -> Tensor:
+    """Mean squared error of the prediction (see `Diffusion.loss`) where values are missing by the mask.
+
+    Missing values that nobody knows (NaN) are left out, so that series with gaps of their own can be learned from.
+    Raises ValueError as `impute`, and where no missing value is known.
+    """
+    check_series(values, mask)
+    where = ~mask & values.isfinite()
+    if not where.any():
+        raise ValueError('all missing values are unknown (NaN): there is nothing to learn from')
+    clean = values.nan_to_num(0.0, 0.0, 0.0)
+    return diffusion.loss(lambda x, t: model(x, t, clean, mask), clean, random, where)

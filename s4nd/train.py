@@ -1,0 +1,112 @@
+"""Train, or evaluate, what a configuration describes.
+
+s4nd train configs/cifar10/s4nd_isotropic_mini.yaml epochs=10 data.root=/path/to/cifar10
+s4nd train out/my_run/config.yaml resume=true
+s4nd train out/my_run/config.yaml eval_only=true checkpoint=out/my_run/last.safetensors eval.sizes=[8,16,32,64]
+
+`key=value`, `--key value` and `--key=value` mean the same. In a checkout, `python train.py` is the same command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from torch import nn
+
+from s4nd.evaluate import evaluate
+from s4nd.options import describe
+from s4nd.tasks import Task, make_task, task_class
+from s4nd.training.checkpoint import find_weights, load_weights
+from s4nd.training.config import ConfigError, RunConfig, load_config
+from s4nd.training.loop import fit, make_accelerator
+from s4nd.training.report import table, write_report
+from s4nd.words import split_words
+
+__all__ = ['find_config', 'help_text', 'main', 'shipped_configs']
+
+# What an earlier run leaves, and a new one must not replace unasked.
+_RUN_FILES = ('resume.pt', 'last.safetensors', 'report.json')
+_CONFIGS = (Path(__file__).parent / 'configs', Path(__file__).parents[1] / 'configs')  # of a wheel, of a checkout
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    """Run what `arguments` (a configuration, then key=value words) describe and return the report."""
+    plain, words = split_words(arguments)
+    if len(plain) != 1:
+        raise ConfigError(f'expected one configuration file, got {" ".join(plain) or "none"}:\n{__doc__}')
+    config = load_config(find_config(plain[0]), words)
+    out = _output_folder(config, named=any(word.startswith('out=') for word in words))
+    accelerator = make_accelerator(config)
+    task = make_task(config)
+    set_seed(config.seed)
+    summary: dict[str, Any]
+    if config.eval_only:
+        weights = find_weights(str(config.checkpoint))
+        model, summary = task.load_model(weights), {'checkpoint': config.checkpoint}
+    else:
+        model = _begin(task, config)
+        summary = fit(model, task, config, out, accelerator)
+        weights = out / f'{config.eval.weights}.safetensors'
+        if config.eval.weights == 'best':
+            model = task.load_model(weights)
+    report = evaluate(task, model.to(accelerator.device), accelerator, weights)
+    report['training'] = summary
+    if accelerator.is_main_process:
+        paths = write_report(out, report, 'evaluation' if config.eval_only else 'report')
+        left = [out / name for name in ('config.yaml', 'last.safetensors', 'best.safetensors')]
+        print('', table([report]), '', *paths, *(path for path in left if path.is_file()), sep='\n')
+    # A process that left early would take the others' connections down with it.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return report
+
+
+def help_text(arguments: Sequence[str]) -> str:
+    """The module's text, and the options of the task that `arguments` (a configuration, key=value words) name."""
+    plain, words = split_words(arguments)
+    named = next((word.partition('=')[2] for word in words if word.startswith('task=')), None)
+    task = named or (load_config(find_config(plain[0])).task if plain else 'image')
+    return (
+        f'{__doc__}\nOptions of the task {task} (task=… lists those of another):\n\n{describe(task_class(task).Config)}'
+    )
+
+
+def find_config(name: str) -> Path:
+    """A configuration file: a path, or the name of a shipped one, such as cifar10/s4nd_isotropic_mini."""
+    path = Path(name)
+    if not path.is_file():
+        shipped = (folder / f'{name.removesuffix(".yaml")}.yaml' for folder in _CONFIGS)
+        path = next((file for file in shipped if file.is_file()), path)
+    return path
+
+
+def shipped_configs() -> list[str]:
+    """The names of the shipped configurations, as `find_config` takes them."""
+    folder = next((folder for folder in _CONFIGS if folder.is_dir()), _CONFIGS[0])
+    return sorted(file.relative_to(folder).with_suffix('').as_posix() for file in folder.rglob('*.yaml'))
+
+
+def _output_folder(config: RunConfig, named: bool) -> Path:
+    if config.eval_only:
+        if config.checkpoint is None:
+            raise ConfigError('eval_only=true needs checkpoint=… (a .safetensors file)')
+        return Path(config.out) if named else find_weights(config.checkpoint).parent
+    out = Path(config.out)
+    found = [name for name in _RUN_FILES if (out / name).exists()]
+    if found and not (config.resume or config.overwrite):
+        raise ConfigError(
+            f'{out} holds an earlier run ({found[0]}): resume=true goes on with it, overwrite=true replaces it, '
+            'out=… writes elsewhere'
+        )
+    return out
+
+
+def _begin(task: Task, config: RunConfig) -> nn.Module:
+    """A new model, with the weights of `config.checkpoint` if any: their layers keep the grid they were trained on."""
+    model = task.build_model()
+    if config.checkpoint is not None:
+        load_weights(find_weights(config.checkpoint), model, config.model.name)
+    return model

@@ -1,0 +1,100 @@
+"""The command `s4nd`: its help, its exit codes, and what it finds."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from s4nd import cli
+from s4nd.training.loop import NonFiniteError
+
+
+def outcome(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.main(list(words))
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_without_a_command_it_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, expected in (([], 2), (['--help'], 0)):
+        code, out, _ = outcome(capsys, *words)
+        assert code == expected and all(
+            f'\n  {name} ' in out for name in ('train', 'evaluate', 'export', 'report', 'list')
+        )
+
+
+def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(capsys, 'trian') == (2, '', "error: no command 'trian'; did you mean 'train'?\n")
+
+
+@pytest.mark.parametrize('name', ['evaluate', 'export', 'report', 'list'])
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    code, out, _ = outcome(capsys, name, '--help')
+    assert code == 0 and len(out.splitlines()) > 2
+
+
+@pytest.mark.parametrize(
+    ('words', 'expected'),
+    [
+        ([], 'data.mixup=0.0'),
+        (['task=video'], 'data.frame_rate=8.0'),
+        (['configs/series/sines.yaml'], 'eval.samples=5'),
+        (['series/sines'], 'eval.samples=5'),
+    ],
+)
+def test_help_lists_the_options_of_a_task(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
+    code, out, _ = outcome(capsys, 'train', *words, '--help')
+    assert code == 0 and f'\n  {expected} ' in out and '\n  optim.lr=0.001 ' in out
+
+
+def test_the_list_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = outcome(capsys, 'list', 'isotropic_mini')
+    assert code == 0 and '\n  s4nd_isotropic_mini\n' in out and '\n  cifar10/s4nd_isotropic_mini\n' in out
+    assert 'vit' not in out
+
+
+@pytest.mark.parametrize(
+    ('error', 'code', 'printed'),
+    [
+        (ValueError('size=0'), 2, 'error: size=0\n'),
+        (FileNotFoundError('no checkpoint at x'), 2, 'error: no checkpoint at x\n'),
+        (OSError(28, 'No space left on device'), 1, 'error: [Errno 28] No space left on device\n'),
+        (NonFiniteError('the loss is nan'), 1, 'error: the loss is nan\n'),
+        (
+            KeyboardInterrupt(),
+            130,
+            'interrupted (a training run goes on after its last complete epoch with resume=true)\n',
+        ),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int, printed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(words: list[str]) -> None:
+        raise error
+
+    assert cli.run(command, []) == code and capsys.readouterr().err == printed
+    assert cli.run(lambda words: {'report': 1}, []) == 0 and cli.run(lambda words: 3, []) == 3
+
+
+def test_a_fault_of_the_program_is_seen_whole() -> None:
+    def command(words: list[str]) -> None:
+        raise RuntimeError('shape mismatch')
+
+    with pytest.raises(RuntimeError, match='shape mismatch'):
+        cli.run(command, [])
+
+
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = outcome(capsys, 'train', str(tmp_path / 'none.yaml'))
+    assert (code, out) == (2, '') and err == f'error: {tmp_path}/none.yaml: no such configuration file\n'
+    code, _, err = outcome(capsys, 'train', 'demo/shapes_s4nd', '--optim.lr', '-1')
+    assert code == 2 and err == 'error: optim.lr: expected at least 0, got -1.0\n'
+    code, _, err = outcome(capsys, 'report', str(tmp_path))
+    assert code == 2 and err.startswith(f'error: {tmp_path}/report.json: no readable report')
+
+
+def test_s4nd_never_imports_audio() -> None:
+    import subprocess
+
+    text = 'import s4nd, s4nd.cli, s4nd.train, s4nd.tasks.images, s4nd.tasks.clips, s4nd.tasks.series, sys; '
+    text += 'sys.exit(any(name.split(".")[0] == "audio" for name in sys.modules))'
+    assert subprocess.run([sys.executable, '-c', text], check=False).returncode == 0
