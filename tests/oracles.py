@@ -149,20 +149,32 @@ def ema_taps(p: Tensor, q: Tensor, beta: Tensor, gamma: Tensor, length: int, ste
     return torch.stack([(weight * q ** (step * lag)).sum(-1) for lag in range(length)], -1)
 
 
-def sgconv_taps(weight: Tensor, length: int, step: float = 1.0) -> Tensor:
-    """Tap l is s times the multiscale function at (l + ½) s: weight (c, H, S, d) -> (c, H, length), not normalized."""
+def sgconv_taps(
+    weight: Tensor,
+    length: int,
+    step: float = 1.0,
+    mode: str = 'cat',
+    interpolation: str = 'linear',
+    decay: Tensor | float = 2.0,
+) -> Tensor:
+    """Tap l is s times the multiscale function at (l + ½) s: weight (c, H, S, d), decay (H,) -> (c, H, length), not
+    normalized."""
     scales, d = weight.shape[-2:]
     taps = []
     for lag in range(length):
         t, value = (lag + 0.5) * step, torch.zeros_like(weight[..., 0, 0])
         for i in range(scales):
-            stretch = 2 ** max(0, i - 1)
-            start = 0 if i == 0 else d * stretch
+            stretch = 2 ** max(0, i - 1) if mode == 'cat' else 2**i
+            start = d * stretch if mode == 'cat' and i > 0 else 0
             if start <= t < start + d * stretch:
-                place = min(max((t - start) / stretch - 0.5, 0.0), d - 1.0)
-                k, part = int(place), place - int(place)
-                value = weight[..., i, k] * (1 - part) + (weight[..., i, k + 1] * part if part > 0 else 0)
-                value = value * step / 2**i
+                place = (t - start) / stretch
+                if interpolation == 'nearest':
+                    found = weight[..., i, int(place)]
+                else:
+                    place = min(max(place - 0.5, 0.0), d - 1.0)
+                    k, part = int(place), place - int(place)
+                    found = weight[..., i, k] * (1 - part) + (weight[..., i, k + 1] * part if part > 0 else 0)
+                value = value + found * step * decay ** (scales - 1 - i)
         taps.append(value)
     return torch.stack(taps, -1)
 

@@ -163,7 +163,7 @@ def test_any_length() -> None:
     (lambda: Mega(6, d_key=0), 'd_key=0 and d_value=12'),
     (lambda: Mega(6, d_state=0), 'd_state must be at least 1, got 0'),
     (lambda: Mega(6, attention='relu'), "unknown attention 'relu': expected one of softmax, laplace, relu2"),
-    (lambda: Mega(6, norm='group'), "unknown norm 'group': expected one of layer, scale, rms, batch"),
+    (lambda: Mega(6, norm='group'), "unknown norm 'group': expected one of layer, scale, scalar, rms, batch"),
     (lambda: Mega(6, max_length=0), 'max_length must be at least 1, got 0'),
     (lambda: mega(max_length=4)(torch.zeros(1, 6, 5, dtype=DOUBLE)), 'lags below 4, got 5 samples'),
     (lambda: MovingAverage(6, l_max=0), 'l_max must be at least 1.*got 0'),
