@@ -14,7 +14,10 @@ from s4nd.kernels import Kernel
 from s4nd.layers.lmu import LMU
 from s4nd.layers.s5 import S5
 
-SSM_NAMES = ('log_dt', 'log_theta', 'log_A_real', 'A_real', 'A_imag', 'log_A_imag', 'A', 'B', 'P')
+SSM_NAMES = (
+    'log_dt', 'log_theta', 'log_A_real', 'A_real', 'A_imag', 'log_A_imag', 'A', 'A_diag', 'B', 'P', 'P_left', 'P_right',
+    'T_lower', 'T_diag', 'T_upper',
+)  # fmt: skip
 
 
 # What torch calls a parameter that is parametrized (parametrizations.P.original0), pruned (P_orig) or weight-normed.

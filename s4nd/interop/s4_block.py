@@ -98,7 +98,9 @@ def load_s4_classifier(
     return _classifier(names, state | end, layers, _norm_name(end), pool, options)
 
 
-def load_s4d_example(weights: Mapping[str, Any], prefix: str = '', *, prenorm: bool, **place: Any) -> SequenceClassifier:
+def load_s4d_example(
+    weights: Mapping[str, Any], prefix: str = '', *, prenorm: bool, **place: Any
+) -> SequenceClassifier:
     """Build the classifier of the released example.py, with its minimal S4D kernels (B = 1), whose names begin with
     `prefix`: encoder.…, s4_layers.i.…, norms.i.…, decoder.….
 

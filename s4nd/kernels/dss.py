@@ -23,7 +23,6 @@ from s4nd.kernels.base import Kernel, RealPart, Timescale, check_axis, check_sta
 from s4nd.kernels.diagonal import DiagonalKernel
 from s4nd.ops import at_least_float32, expand_ssm, expm1, exponential_sum, wide
 
-
 # |Λ|² is at least this in its reciprocal.
 EPSILON = 1e-7
 

@@ -2,9 +2,9 @@
 
 from s4nd.layers.attention import LocalAttention
 from s4nd.layers.base import GridLayer, forget
+from s4nd.layers.block import GatedLayer, Residual, S5Gate
 from s4nd.layers.ckconv import CKConv
 from s4nd.layers.gss import GSS, GSSHybrid
-from s4nd.layers.block import GatedLayer, Residual, S5Gate
 from s4nd.layers.liquid import LiquidS4
 from s4nd.layers.lmu import LMU
 from s4nd.layers.mega import Mega, MovingAverage, NormalizedFeedForward

@@ -230,7 +230,9 @@ class ChunkedAttention(nn.Module):
 
     def _check_size(self, size: int) -> None:
         if size > self.bias.max_length:
-            raise ValueError(f'the bias knows lags below {self.bias.max_length}, got {size} samples that see each other')
+            raise ValueError(
+                f'the bias knows lags below {self.bias.max_length}, got {size} samples that see each other'
+            )
 
 
 def _laplace(scores: Tensor) -> Tensor:
@@ -340,9 +342,7 @@ class LocalAttention(nn.Module):
     def step(self, x: Tensor, state: State, system: list[Tensor] | None = None) -> tuple[Tensor, State]:
         """Take one sample (B, C) -> (B, C) and the new state; `state` is left as it was. Raises as `forward`."""
         check_sample(x, self.d_model)
-        q, k, v = (
-            self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_width)).unbind(1)
-        )  # (B, n, C/n)
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_width)).unbind(1)  # (B, n, C/n)
         y, state = self.attention.step(q, k, v, state)
         return self._output(x, y.flatten(1)), state
 

@@ -4,6 +4,7 @@ Shape legend: B = batch, C = d_model, L = length, F = expand·C, H = d_ssm.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class GSS(nn.Module):
         d_ssm = d_model // 4 if d_ssm is None else d_ssm
         if expand < 1 or d_ssm < 1:
             raise ValueError(f'expand and d_ssm must be at least 1, got expand={expand} and d_ssm={d_ssm}')
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.d_model, self.inner, self.width, self.reverse = d_model, expand * d_model, d_ssm, reverse
         self.norm = nn.LayerNorm(d_model, **dd)
         self.inputs = nn.Linear(d_model, self.inner + self.width, bias=False, **dd)  # W_u and W_v
@@ -145,7 +146,7 @@ class GSSHybrid(nn.Module):
             raise ValueError(
                 f'expected depth >= 1 and attention_every >= 2, got depth={depth} and attention_every={attention_every}'
             )
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.layers = nn.ModuleList(
             LocalAttention(d_model, num_heads=num_heads, chunk=chunk, expand=expand, **dd)
             if i % attention_every == 1

@@ -3,6 +3,8 @@
 Shape legend: B = batch, C = d_model, L = length, N = d_state, Z = d_key, V = d_value.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -166,7 +168,7 @@ class Mega(nn.Module):
         d_value = 2 * d_model if d_value is None else d_value
         if d_key < 1 or d_value < 1:
             raise ValueError(f'd_key and d_value must be at least 1, got d_key={d_key} and d_value={d_value}')
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.d_model, self.d_key, self.d_value = d_model, d_key, d_value
         self.bidirectional, self.prenorm = bidirectional, prenorm
         self.norm = make_norm(norm, d_model, **dd)
@@ -288,7 +290,7 @@ class NormalizedFeedForward(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         hidden = 2 * d_model if hidden is None else hidden
         self.d_model, self.prenorm = d_model, prenorm
         self.norm = make_norm(norm, d_model, **dd)

@@ -119,7 +119,7 @@ class ChannelMlp(nn.Module):
         self, dim: int, ratio: float = 4.0, layer_scale: float | None = None, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.mlp = Mlp(dim, int(ratio * dim), **dd)
         self.scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)

@@ -48,7 +48,7 @@ class ViS4merBlock(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.norm = nn.LayerNorm(dim, **dd)
         self.mixer = S4(dim, None if length is None else (length,), **mixer_args, **dd)
         self.out = nn.Linear(dim, dim, **dd)
@@ -129,7 +129,7 @@ class ViS4merHead(nn.Module):
             raise ValueError(f'dim must be a multiple of 2^depth, as each level halves it, got {dim} and depth {depth}')
         if in_chans < 1 or (length is not None and length < 1):
             raise ValueError(f'in_chans and length must be at least 1, got {in_chans} and {length}')
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.in_chans, self.num_classes, self.drop_rate = in_chans, num_classes, drop_rate
         self.grad_checkpointing = False
         self.feature_info = [

@@ -30,8 +30,8 @@ def cell_of(case: Case, dtype: torch.dtype) -> LMU:
 def test_reference_matrices(case: Case) -> None:
     order, theta = case.meta['order'], case.meta['theta']
     A, B = legendre_delay(order, torch.device('cpu'))
-    case.check('A', A / theta if (case.out['A'] - A).abs().max() > 1e-9 else A)
-    case.check('B', (B / theta if (case.out['B'][:, 0] - B).abs().max() > 1e-9 else B)[:, None])
+    case.check('A', A)  # before the division by theta
+    case.check('B', B[:, None])
     for rule in ('zoh', 'euler'):
         kernel = LMUKernel(1, d_state=order, theta=theta, discretization=rule, dtype=torch.float64)
         A, B = kernel.matrices(1.0)
