@@ -11,15 +11,15 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from s4nd.data.folders import Member
+from s4nd.data.images.augment import training_transform
 from s4nd.data.images.files import UNREADABLE, decode, list_members
 from s4nd.data.images.options import ImageData
 from s4nd.data.images.resize import resize, to_bytes, to_float
-from s4nd.data.labeled import NORMALIZATION, DataError
+from s4nd.data.labeled import DataError
 from s4nd.resolution import Size
 from s4nd.seeds import seeded
 
@@ -64,13 +64,9 @@ class StreamSet:
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(count, generator=generator)[: -(-count // data.repeats)]
         order = drawn.repeat_interleave(data.repeats)[:count]
-        mean, std = NORMALIZATION['imagenet']
-        transform = create_transform(
-            data.size, is_training=True, hflip=0.5 if data.flip else 0.0, auto_augment=data.auto_augment,
-            color_jitter=None,  # type: ignore[arg-type]  # timm takes it, and None draws nothing
-            interpolation='random', re_prob=data.random_erasing, re_mode='pixel', mean=mean, std=std,
-        )  # fmt: skip
-        return StreamBatches(self, order, _TrainView(transform, seed), data.batch_size, data.workers, seed, whole=True)
+        return StreamBatches(
+            self, order, _TrainView(training_transform(data), seed), data.batch_size, data.workers, seed, whole=True
+        )
 
     def eval_batches(self, size: int | Size, crop_pct: float, batch_size: int, workers: int) -> StreamBatches:
         """Every image once: the central square of `crop_pct` of the shorter side, brought to `size`; bytes."""
