@@ -280,7 +280,9 @@ def chunked_attention(
         open_keys = [j for j in whole if padding is None or not padding[j]]
         keys = [j for j in (whole if kind == 'softmax' and not open_keys else open_keys) if j <= i or not causal]
         if kind == 'softmax':
-            weights = torch.stack([q[i] @ k[j] / math.sqrt(q.shape[1]) + bias(i - first, j - first) for j in keys]).exp()
+            weights = torch.stack(
+                [q[i] @ k[j] / math.sqrt(q.shape[1]) + bias(i - first, j - first) for j in keys]
+            ).exp()
             rows.append(sum(w * v[j] for w, j in zip(weights / weights.sum(), keys, strict=True)))
             continue
         count = i - first + 1 if causal else max(1, len(open_keys))
@@ -445,7 +447,19 @@ def liquid(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 def liquid_terms(u: Tensor, A: Tensor, B: Tensor, C: Tensor, degree: int, mode: str) -> Tensor:
-    """Products of neighbors alone: 'kb' drives the state with them, 'pb' adds C B̄^p times them to the output."""
+    """The parts of `liquid`: 'exact' all of it, 'allcombs' products of up to `degree` inputs (a state for each degree).
+
+    Of neighbors alone: 'kb' drives the state with them, 'pb' adds C B̄^p times them to the output.
+    """
+    if mode == 'exact':
+        return liquid(u, A, B, C)
+    if mode == 'allcombs':
+        states, outputs = [torch.zeros_like(B) for _ in range(degree)], []
+        for u_k in u:
+            drives = [B * u_k, *(B * u_k * x for x in states[:-1])]
+            states = [A @ x + drive for x, drive in zip(states, drives, strict=True)]
+            outputs.append((C @ sum(states)).real)
+        return torch.stack(outputs)
     x, outputs = torch.zeros_like(B), []
     for k in range(len(u)):
         x, extra = A @ x + B * u[k], torch.zeros_like(B)

@@ -111,7 +111,8 @@ def load_gss_language_model(weights: Mapping[str, Any], prefix: str = '', **opti
         depth += 1
     layers = [load_gss(weights, f'{prefix}layers.{i}.', **options) for i in range(depth)]
     place = {key: value for key, value in options.items() if key in ('device', 'dtype')}
-    model = LanguageModel(*embedding.shape, layers, **place)
+    tokens, d_model = embedding.shape
+    model = LanguageModel(tokens, d_model, layers, **place)
     state = {name: value for name, value in model.state_dict().items() if name.startswith('layers.')}
     fill(model, state | {'embedding.weight': embedding, 'head.weight': names.take('to_logits.weight')})
     names.take_all('layers.')

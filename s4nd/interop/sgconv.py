@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from s4nd.interop._names import Names, build_gated
 from s4nd.layers.block import GatedLayer
@@ -33,7 +34,7 @@ def load_sgconv(
         raise ValueError(f"unknown mode {mode!r}: expected 'cat_randn' or 'sum_randn', with '_nearest' or without")
     names = Names(weights, prefix)
     D = names.take('D')
-    kernels = []
+    kernels: list[Tensor] = []
     while f'kernel_list.{len(kernels)}' in names:
         kernels.append(names.take(f'kernel_list.{len(kernels)}'))
     if not kernels:
@@ -61,7 +62,7 @@ def load_sgconv(
         'layer.kernels.0.norm': names.take('kernel_norm'),
         'layer.kernels.0.decay': names.take('multiplier').flatten(),
     }
-    is_normed = not names.take('kernel_norm_initialized') == 0 if 'kernel_norm_initialized' in names else True
+    is_normed = 'kernel_norm_initialized' not in names or bool(names.take('kernel_norm_initialized'))
     block = build_gated(names, layer, state, place)
     if not is_normed:
         layer.kernels[0].reset_norm()

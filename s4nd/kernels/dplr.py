@@ -126,10 +126,15 @@ class S4Kernel(Timescale, RealPart, RecurrentKernel):
         return taps.to(at_least_float32(self.C.dtype))
 
     @staticmethod
-    def power(x: Tensor, degree: int) -> Tensor:
-        """See `RecurrentKernel.power`; entries are the complex modes whose parts make the halves of the last axis."""
-        modes = torch.stack(x.chunk(2, -1), -1)
-        return torch.cat(DiagonalKernel.power(modes, degree).unbind(-1), -1)
+    def observe(x: Tensor, system: list[Tensor]) -> Tensor:
+        """See `RecurrentKernel.observe`."""
+        return (system[5] * x[:, None]).sum(-1)
+
+    @staticmethod
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        """See `RecurrentKernel.product`; the halves of the last axis are the parts of complex modes."""
+        modes = [torch.stack(t.chunk(2, -1), -1) for t in (x, y)]
+        return torch.cat(DiagonalKernel.product(*modes).unbind(-1), -1)
 
     def discretized(self, step: float) -> list[Tensor]:
         """F re, F im (H, n), G, Q (H, N, r), dt B (H, N), C (c, H, N), see ops/lowrank.py; in O(N) operations."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from s4nd.kernels.base import check_choice, check_state, check_time, empty_parameters
+from s4nd.kernels.base import check_choice, check_time, empty_parameters
 from s4nd.kernels.dense import DenseKernel
 from s4nd.ops import wide
 
@@ -27,7 +27,7 @@ class LMUKernel(DenseKernel):
     Args:
         d_model: H, number of features.
         channels: c, kernels per feature.
-        d_state: N, number of polynomials, even.
+        d_state: N, number of polynomials.
         theta: θ, the window in samples of the training grid; None is 1/dt_min, the longest timescale of other kernels.
         dt_min: see theta.
         train_theta: whether θ is trained, as log_theta.
@@ -55,7 +55,8 @@ class LMUKernel(DenseKernel):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(d_model, channels)
-        check_state(d_model, d_state, 1)
+        if d_state < 1:
+            raise ValueError(f'd_state must be at least 1, got {d_state}')
         if theta is not None and not 0 < theta < math.inf:
             raise ValueError(f'theta must be a positive number of samples, got {theta}')
         check_time(dt_min, dt_min, bandlimit)
@@ -87,7 +88,7 @@ class LMUKernel(DenseKernel):
         """θ in samples, (1,), float64."""
         if self.log_theta is None:
             return wide(torch.full((1,), self.theta, device=self.C.device))
-        else:  # noqa: RET505 (TorchScript)
+        else:  # (TorchScript)
             return wide(self.log_theta).exp()
 
     def readout(self) -> Tensor:

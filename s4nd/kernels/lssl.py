@@ -4,8 +4,8 @@ x' = A x + B u, y = C x with a full real A, discretized by the bilinear rule; th
 repeated squaring. Meant for small states: it costs O(N³) per feature, and nothing keeps a trained A stable (S4 does).
 
     'dense'         A and B themselves
-    'tridiagonal'   A = -diag(p_l) (T⁻¹ + diag(c)) diag(p_r), B = p_l b, T tridiagonal ('legs', 'legt', 'lagt'; section 4)
-    'cumsum'        A = -(lower triangle of ones + a I), B = b ('lagt')
+    'tridiagonal'   A = -diag(p_l) (T⁻¹ + diag(c)) diag(p_r), B = p_l b, T tridiagonal (legs, legt, lagt; section 4)
+    'cumsum'        A = -(lower triangle of ones + a I), B = b (lagt)
 
 Shape legend: see base.py.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from s4nd import hippo
-from s4nd.kernels.base import Timescale, check_choice, check_state, empty_parameters
+from s4nd.kernels.base import Timescale, check_choice, check_shared, empty_parameters
 from s4nd.kernels.dense import DenseKernel
 from s4nd.ops import expand_ssm, wide
 
@@ -32,7 +32,7 @@ class LSSLKernel(Timescale, DenseKernel):
     Args:
         d_model: H, number of features.
         channels: c, kernels per feature.
-        d_state: N, even and at least 4.
+        d_state: N, at least 2; with init 'fout' even and at least 4.
         init: measure from which A and B start: 'legs', 'legt', 'lagt' or 'fout' (hippo.transition).
         dt_min, dt_max: see `Timescale`.
         n_ssm: S, number of distinct (A, B), a divisor of H; None is 1.
@@ -64,7 +64,7 @@ class LSSLKernel(Timescale, DenseKernel):
     ) -> None:
         super().__init__(d_model, channels)
         n_ssm = 1 if n_ssm is None else n_ssm
-        check_state(d_model, d_state, n_ssm)
+        check_shared(d_model, n_ssm)
         check_choice('init', init, hippo.MEASURES, " for kernel 'lssl'")
         check_choice('structure', structure, tuple(STRUCTURES), " for kernel 'lssl'")
         check_choice('init', init, STRUCTURES[structure], f" for the structure '{structure}'")
@@ -117,7 +117,7 @@ class LSSLKernel(Timescale, DenseKernel):
         """A (S, N, N) and B (S, N), float64."""
         if self.A is not None:
             return wide(self.A), wide(self.B)
-        else:  # noqa: RET505 (TorchScript, here and below)
+        else:  # (TorchScript, here and below)
             diagonal, B = wide(self.A_diag), wide(self.B).expand(-1, self.d_state)
             eye = torch.eye(self.d_state, device=B.device, dtype=B.dtype)
             if self.P_left is None:

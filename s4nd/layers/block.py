@@ -171,7 +171,7 @@ class S5Gate(nn.Module):
         super().__init__()
         if gate not in GATES:
             raise ValueError(f'unknown gate {gate!r}: expected one of {", ".join(GATES)}')
-        place = {'device': device, 'dtype': dtype}
+        place: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.d_model, self.gate, self.s5 = s5.d_model, gate, s5
         self.linear = None if gate == 'gelu' else nn.Linear(s5.d_model, s5.d_model, **place)
         self.value = nn.Linear(s5.d_model, s5.d_model, **place) if gate == 'full_glu' else None

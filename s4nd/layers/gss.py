@@ -30,8 +30,8 @@ class GSS(nn.Module):
         d_state: N of its kernel, even; N/2 modes, shared by all features (the paper's 512 are d_state=1024).
         reverse: whether time runs backwards; such a layer sees the future alone and does not stream.
 
-    `forward`: (B, C, L) -> (B, C, L), causal unless `reverse`, any length. `step`: one sample (B, C) and a state -> (B, C) and the new
-    state; stepping through a clip from `init_state` equals the forward.
+    `forward`: (B, C, L) -> (B, C, L), causal unless `reverse`, any length. `step`: one sample (B, C) and a state ->
+    (B, C) and the new state; stepping through a clip from `init_state` equals the forward.
 
     Raises:
         ValueError: for arguments that do not fit each other, and for an input of another shape.

@@ -7,6 +7,7 @@ Shape legend: B = batch, D = d_model, L = length, M = memories, N = d_state, H =
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ class LMU(nn.Module):
         if hidden_to_memory and not hidden:
             raise ValueError('hidden_to_memory needs a cell, got hidden=0')
         check_choice('discretization', discretization, DISCRETIZATIONS)
-        place = {'device': device, 'dtype': dtype}
+        place: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.d_model, self.hidden, self.memories, self.d_state = d_model, hidden, memories, d_state
         self.theta, self.discretization = float(theta), discretization
         self.hidden_to_memory, self.input_to_hidden = hidden_to_memory, input_to_hidden

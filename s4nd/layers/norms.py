@@ -3,6 +3,8 @@
 Shape legend: C = d_model; … = any axes before, such as batch and length.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,8 +47,9 @@ class ScalarNorm(nn.Module):
         nn.init.ones_(self.s)
 
     def forward(self, x: Tensor) -> Tensor:
-        std, mean = torch.std_mean(x, -1, correction=0, keepdim=True)
-        return self.s.to(x.dtype) / std * (x - mean + self.m.to(x.dtype))
+        centered = x - x.mean(-1, keepdim=True)
+        std = centered.square().mean(-1, keepdim=True).sqrt()
+        return self.s.to(x.dtype) / std * (centered + self.m.to(x.dtype))
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -67,7 +70,7 @@ def make_norm(
     Raises:
         ValueError: for an unknown name.
     """
-    place = {'device': device, 'dtype': dtype}
+    place: dict[str, Any] = {'device': device, 'dtype': dtype}
     if name == 'layer':
         return nn.LayerNorm(d_model, eps=EPS, **place)
     if name == 'scale':

@@ -56,12 +56,12 @@ class S4(S4ND):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not bidirectional and l_max is None and kernel in KERNELS:
-            if not issubclass(KERNELS[kernel], RecurrentKernel):
-                raise ValueError(
-                    f"kernel '{kernel}' has no recurrence, which a causal layer needs that streams: give l_max for one "
-                    'that does not'
-                )
+        is_recurrent = issubclass(KERNELS.get(kernel, RecurrentKernel), RecurrentKernel)
+        if not (bidirectional or is_recurrent) and l_max is None:
+            raise ValueError(
+                f"kernel '{kernel}' has no recurrence, which a causal layer needs that streams: give l_max for one "
+                'that does not'
+            )
         super().__init__(
             d_model, grid, kernel, d_state=d_state, init=init, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit,
             bidirectional=bidirectional, l_max=l_max, channels=channels, cell=cell, skip=skip, kernel_args=kernel_args,

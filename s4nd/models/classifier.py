@@ -4,6 +4,7 @@ Shape legend: B = batch, L = length, D = d_input, H = d_model.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f'unknown pool {pool!r}: expected one of {", ".join(POOLS)}')
-        place = {'device': device, 'dtype': dtype}
+        place: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.d_input, self.pool = d_input, pool
         self.encoder = nn.Linear(d_input, d_model, **place)
         self.layers = nn.ModuleList(layers)

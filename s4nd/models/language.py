@@ -70,7 +70,7 @@ class LanguageModel(nn.Module):
 
     def step(self, x: Tensor, state: State, system: list[Any] | None = None) -> tuple[Tensor, State]:
         """Take one token (B,) -> logits (B, tokens) and the new state; `state` is left as it was."""
-        y, new = self.embedding(x), {}
+        y, new = self.embedding(x), State()
         for i, layer in enumerate(self.layers):
             y, own = layer.step(y, scoped(state, f'layers.{i}'), None if system is None else system[i])
             new |= within(f'layers.{i}', own)

@@ -144,7 +144,13 @@ def test_initialized_as_published() -> None:
     torch.manual_seed(0)
     layer = Mega(64, chunk=16)
     assert (layer.d_key, layer.d_value) == (16, 128)
-    for weight in (layer.value.weight, layer.gates.weight, layer.hidden.weight, layer.attention.bias.alpha, layer.scale):
+    for weight in (
+        layer.value.weight,
+        layer.gates.weight,
+        layer.hidden.weight,
+        layer.attention.bias.alpha,
+        layer.scale,
+    ):
         assert abs(weight.std() - 0.02) < 0.006
     assert all(not zero.any() for zero in (layer.value.bias, layer.gates.bias, layer.shift))
     assert abs(layer.average.omega.std() - 1) < 0.3

@@ -1,5 +1,7 @@
 """DSS and GSS against released code: every version of DSS, GSS both ways, its language model, initial sizes."""
 
+import re
+
 import pytest
 import torch
 
@@ -52,9 +54,7 @@ def test_reference_dss_spectrum(case: Case) -> None:
 def test_reference_gss(case: Case) -> None:
     meta, x = case.meta, case.given['x'].transpose(1, 2)
     for dtype in DTYPES:
-        layer = load_gss(
-            case.param, reverse=meta['reverse_seq'], lambda_imag_exp=meta['lambda_imag_exp'], dtype=dtype
-        )
+        layer = load_gss(case.param, reverse=meta['reverse_seq'], lambda_imag_exp=meta['lambda_imag_exp'], dtype=dtype)
         check = case.check if dtype == torch.float64 else case.check_float32
         check('y', layer(x.to(dtype)).transpose(1, 2))
         check('kernel', layer.kernel(x.shape[2])[0])
@@ -82,9 +82,12 @@ def test_reference_gss_language_model(case: Case) -> None:
 
 @of_kind('gss', 'parameter counts')
 def test_reference_gss_counts(case: Case) -> None:
-    for d_model in (512, 1024):
-        count = sum(p.numel() for p in GSS(d_model, d_ssm=256, d_state=1024, device='meta').parameters())
-        assert count == case.meta[f'GSS_dim{d_model}_default']
+    sizes = {key: re.fullmatch(r'GSS_dim(\d+)_default', key) for key in case.meta}
+    counts = {int(match[1]): case.meta[key] for key, match in sizes.items() if match}
+    assert counts
+    for d_model, count in counts.items():
+        layer = GSS(d_model, d_ssm=256, d_state=1024, device='meta')
+        assert sum(p.numel() for p in layer.parameters()) == count
 
 
 def test_reference_is_covered() -> None:
