@@ -142,7 +142,7 @@ class S4ND(GridLayer):
 
     def forward(self, x: Tensor, step: list[float] | None = None) -> Tensor:
         """Convolve x (B, H, L1, …, Ld); `step`: spacing of the samples per axis, in samples of the grid."""
-        check_signal(x, self.d_model, self.spatial_dims)
+        x = check_signal(x, self.d_model, self.spatial_dims)
         size = list(x.shape[2:])
         if torch.jit.is_tracing():  # a trace holds the taps of one size
             size = [int(n) for n in size]

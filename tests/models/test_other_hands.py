@@ -308,6 +308,27 @@ class TestFormats:
                 rows = torch.cat([inputs[0], inputs[0][:1]])
                 torch.testing.assert_close(traced(rows)[:2], true, atol=1e-5, rtol=1e-4)
 
+    @pytest.mark.parametrize('case', ['convnext', 'vit', 'isotropic', 'ccnn 1', 'convnext3d', 'wave classifier'])
+    @torch.no_grad()
+    def test_a_trace_refuses_other_sizes(self, case: str) -> None:
+        model, inputs = make(case)
+        traced = torch.jit.trace(model, inputs[0])
+        with pytest.raises(RuntimeError, match='shape'):
+            traced(inputs[1])
+
+    @pytest.mark.parametrize(
+        'case', ['convnext', 'vit', 'vit 1d', 'isotropic', 'ccnn batchnorm', 'convnext3d', 'ccnn 1']
+    )
+    def test_exporting_dynamic_sizes_is_refused(self, case: str) -> None:
+        model, inputs = make(case)
+        x = inputs[0]
+        for dynamic in (torch.export.Dim.AUTO, torch.export.Dim.DYNAMIC):
+            with pytest.raises(ValueError, match=r'one size.*sizes=\[16,24,32\]'):
+                torch.export.export(model, (x,), dynamic_shapes=({x.dim() - 1: dynamic},))
+        batch = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},)).module()
+        rows = torch.cat([x, x[:1]])
+        torch.testing.assert_close(batch(rows), model(rows), atol=1e-5, rtol=1e-4)
+
 
 class TestInputs:
     @pytest.mark.parametrize('case', [*SMALL, *CLIPS, *OTHERS])
