@@ -317,7 +317,7 @@ class LocalAttention(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
         """Transform x (B, C, L); with a state, go on from it and return the output and the state after x."""
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         x = x.transpose(1, 2)  # (B, L, C)
         q, k, v = (
             self.qkv(self.norm(x))

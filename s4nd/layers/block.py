@@ -50,7 +50,7 @@ class GatedLayer(nn.Module):
 
         lengths (B,): samples of each clip; the rest is taken as zero. Outputs there mean nothing.
         """
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         if lengths is not None:
             if lengths.shape != x.shape[:1]:
                 raise ValueError(f'lengths: expected shape [{x.shape[0]}], got {list(lengths.shape)}')
@@ -112,7 +112,7 @@ class Residual(nn.Module):
 
         options: of the layer's forward, such as lengths.
         """
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         u = self._norm(x) if self.prenorm else x
         if state is None:
             return self._add(x, self.layer(u, **options))

@@ -65,7 +65,7 @@ class GSS(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
         """Transform x (B, C, L); with a state, go on from it and return the output and the state after x."""
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         x = x.transpose(1, 2)  # (B, L, C)
         u, v = self._inputs(x)
         v = v.transpose(1, 2)  # (B, H, L)

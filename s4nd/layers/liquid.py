@@ -88,7 +88,7 @@ class LiquidS4(S4):
         self, x: Tensor, state: State | None = None, step: float | None = None
     ) -> Tensor | tuple[Tensor, State]:
         """See `S4.forward`."""
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         _check_step(1.0 if step is None else step)
         u = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         if self.mode in ('allcombs', 'exact'):

@@ -101,7 +101,7 @@ class LMU(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
         """Run over x (B, D, L); with a state, go on from it and return the output and the state after x."""
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         system, outputs = self.system(), []
         now = self.init_state(len(x)) if state is None else state
         for x_t in x.unbind(-1):

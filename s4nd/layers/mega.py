@@ -63,7 +63,7 @@ class MovingAverage(nn.Module):
 
         padding (B, L) is true for samples that the averages take as zero; ω sees them as they are.
         """
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         check_padding(padding, x)
         if state is None:
             return F.silu(self.convolve(x, padding) + self.omega.to(x.dtype)[:, None] * x)
@@ -201,7 +201,7 @@ class Mega(nn.Module):
 
         padding (B, L) is true for samples that neither averages nor attention take in; outputs there mean nothing.
         """
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         check_padding(padding, x)
         x = x.transpose(1, 2)  # (B, L, C)
         u = self.norm(x) if self.prenorm else x
@@ -218,7 +218,7 @@ class Mega(nn.Module):
 
     def attention_weights(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Compute the weights of a clip (B, C, L), (B, chunks, c, c) with rows for queries."""
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         check_padding(padding, x)
         x = x.transpose(1, 2)
         u = self.norm(x) if self.prenorm else x

@@ -86,7 +86,7 @@ class S4(S4ND):
         if state is None:
             return super().forward(x, None if step is None else [step])
         self._check_streams()
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         kernel = self.kernels[0]
         y, after = run_recurrence(kernel.advance, kernel.system(1.0 if step is None else step), x, state['x'])
         return self._add_skip(y, x), {'x': after}

@@ -146,7 +146,7 @@ class S5(Timescale, GridLayer):
             step: spacing of the samples in samples of the grid: a number, or for samples at irregular times a tensor
                 (L,) or (B, L), where sample k is held over step[k]. None: grid / L, but 1 where a state is given.
         """
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         if step is None:
             step = axis_steps(self._grid, [x.shape[2]])[0] if state is None else 1.0
         self._check_step(step, x)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from s4nd.layers import S4
 from s4nd.models._arguments import choose
+from s4nd.models._parts import LayoutModule
 from s4nd.optim import ssm_parameter_patterns
 
 __all__ = ['ViS4merBlock', 'ViS4merHead', 'halve']
@@ -82,7 +83,7 @@ def _tokens_at(level: int, length: int) -> int:
     return math.ceil(length / 2**level)
 
 
-class ViS4merHead(nn.Module):
+class ViS4merHead(LayoutModule):
     """The pyramid over time of ViS4mer, on features: (B, T, in_chans) -> logits (B, num_classes).
 
     Any number of tokens runs. The classifier is timm's last linear layer, behind the mean over time; `global_pool=''`
@@ -216,7 +217,7 @@ class ViS4merHead(nn.Module):
                 f'expected features (batch, tokens, {self.in_chans}), got {list(x.shape)}: tokens and features are '
                 'exchanged, x.transpose(1, 2) puts them right'
             )
-        if x.dim() != 3 or x.shape[2] != self.in_chans or 0 in x.shape:
+        if x.dim() != 3 or x.shape[2] != self.in_chans or 0 in x.shape[1:]:
             raise ValueError(f'expected features (batch, tokens, {self.in_chans}), none empty, got {list(x.shape)}')
         return x
 
