@@ -26,6 +26,7 @@ __all__ = ['Format', 'Published', 'format_names', 'load_published']
 
 GROUP = 's4nd.published'
 _OWN = {
+    'ccnn': 's4nd.interop.ccnn:FORMAT',
     'mega': 's4nd.interop.layer_formats:MEGA',
     's4_classifier': 's4nd.interop.layer_formats:S4_CLASSIFIER',
     's5': 's4nd.interop.layer_formats:S5',
