@@ -218,15 +218,14 @@ def sssd_block(
         return v @ maps[name][0].T + maps[name][1]
 
     def s4(layer: int, x: Tensor) -> Tensor:
-        centered = x - x.mean(-1, keepdim=True)
-        u = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norms[layer][0] + norms[layer][1]
         forward, backward, skip = kernels[layer]
         y = []
         for t in range(length):
-            past = sum(forward[:, t - s] * u[s] for s in range(t + 1))
-            y.append(past + sum(backward[:, s - t - 1] * u[s] for s in range(t + 1, length)) + skip * u[t])
+            past = sum(forward[:, t - s] * x[s] for s in range(t + 1))
+            y.append(past + sum(backward[:, s - t - 1] * x[s] for s in range(t + 1, length)) + skip * x[t])
         y = torch.stack(y)
-        return x + affine(f's4_{layer + 1}', y * (1 + torch.erf(y / math.sqrt(2))) / 2)
+        z = x + affine(f's4_{layer + 1}', y * (1 + torch.erf(y / math.sqrt(2))) / 2)
+        return layer_norm(z, *norms[layer])
 
     u, (weight, bias) = x + affine('condition', condition), maps['conv']
     rows = [

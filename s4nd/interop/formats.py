@@ -30,6 +30,7 @@ _OWN = {
     'mega': 's4nd.interop.layer_formats:MEGA',
     's4_classifier': 's4nd.interop.layer_formats:S4_CLASSIFIER',
     's5': 's4nd.interop.layer_formats:S5',
+    'sssd': 's4nd.interop.sssd:FORMAT',
     'vis4mer': 's4nd.interop.vis4mer:FORMAT',
 }
 # What a checkpoint may keep its state dict under.
