@@ -27,6 +27,7 @@ class ImageData:
         [], 'epochs at each of `sizes` in turn; empty: each batch draws its size from `sizes`', low=1
     )
     source_size: int | None = option(None, 'folder: side to which decoded images are brought', low=1, high=LARGEST_SIDE)
+    max_pixels: int = option(1 << 26, 'files of more pixels are passed over', low=1)
     sequence: bool = option(False, 'read row by row, as height · width samples, for models of one axis')
     stream: bool = option(False, 'folder: decode during training (always so for imagenet)')
     workers: int = option(4, 'stream: loader processes', low=0)
