@@ -1,8 +1,8 @@
 """One command for everything: s4nd COMMAND [key=value …]; s4nd COMMAND --help shows its options.
 
 `key=value`, `--key value` and `--key=value` mean the same. The exit code is 0 where the command is done, 1 where it
-failed on its way (a full disk, training that diverged), 2 where words, configuration or data cannot be used, and 130
-where it was interrupted.
+failed on its way (a full disk, training that diverged), 2 where words, configuration or data cannot be used, and 128
+and the number of the signal where one ended it (130 for Ctrl-C).
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ def run(
             return 0
         done = command(list(words))
         return done if isinstance(done, int) else 0
-    except KeyboardInterrupt:
-        print('interrupted (a training run goes on after its last complete epoch with resume=true)', file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(str(error) or 'interrupted', file=sys.stderr)
+        return getattr(error, 'code', 130)
     except (ValueError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -6,8 +6,9 @@ names the nearest right one; a value of the wrong type is an error that names th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ __all__ = [
     'ModelConfig',
     'OptimConfig',
     'RunConfig',
+    'SaveConfig',
+    'check_resumable',
+    'flat_options',
     'load_config',
     'nearest',
     'option',
@@ -69,6 +73,14 @@ class EvalConfig:
 
 
 @dataclass
+class SaveConfig:
+    """When the state of a run is saved within an epoch; it always is at the end of one, and when it is told to end."""
+
+    minutes: float | None = option(10.0, 'minutes between states; null: by time never', low=0)
+    updates: int | None = option(None, 'updates between states; null: by number never', low=1)
+
+
+@dataclass
 class RunConfig:
     """What every run has, whatever its task."""
 
@@ -89,6 +101,14 @@ class RunConfig:
     model: ModelConfig = section(ModelConfig)
     optim: OptimConfig = section(OptimConfig)
     eval: EvalConfig = section(EvalConfig)
+    save: SaveConfig = section(SaveConfig)
+
+
+# What a run may go on with changed: its end, its measurement, its learning rates, and where and how fast it computes.
+_CHANGEABLE = re.compile(
+    r'resume|overwrite|eval_only|out|label|epochs|max_steps|device|compile|threads|eval\..*|save\..*'
+    r'|optim\.(lr|ssm_lr|warmup_lr|warmup_epochs|min_lr|schedule)|data\.(root|cache|download|workers|split_files)'
+)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Any:
@@ -118,6 +138,29 @@ def to_yaml(config: RunConfig) -> str:
 def save_config(path: Path, config: RunConfig) -> None:
     """Write the resolved configuration to `path`, atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(to_yaml(config)))
+
+
+def flat_options(config: RunConfig) -> dict[str, Any]:
+    """Every option by its full name, 'optim.lr', as plain values; dictionaries such as model.args are one value."""
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    sections = {item.name for item in fields(config) if is_dataclass(getattr(config, item.name))}
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        flat |= {f'{name}.{key}': entry for key, entry in value.items()} if name in sections else {name: value}
+    return flat
+
+
+def check_resumable(path: Path, before: Mapping[str, Any], config: RunConfig) -> None:
+    """Raise ConfigError for an option that differs from the one a run began with and cannot be changed on the way."""
+    now = flat_options(config)
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if old == new or _CHANGEABLE.fullmatch(name):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            key = next((key for key in (*new, *old) if old.get(key) != new.get(key)), 'a null')
+            name, old, new = f'{name}.{key}', old.get(key), new.get(key)
+        raise ConfigError(f'{name}: {path} was trained with {old!r}, which resume=true cannot change to {new!r}')
 
 
 def _read_file(path: Path) -> Any:
