@@ -1,8 +1,9 @@
 """Weights in safetensors and the state from which a run goes on, both written atomically.
 
 A checkpoint folder holds `config.yaml` (the resolved configuration), `last.safetensors` and `best.safetensors` (weights
-to use: the averaged ones where averaging is on) and `resume.pt` (all that training needs to go on, in one file, so that
-an interruption can never leave half of it).
+to use: the averaged ones where averaging is on), for a model of timm's registry `config.json` (which makes it a folder
+that timm loads) and `resume.pt` (all that training needs to go on, in one file, so that an interruption can never leave
+half of it). Weights from elsewhere are read as well: a hub folder, a checkpoint of timm's train.py, a state dict.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from s4nd.files import write_atomically
+from s4nd.training.foreign import describe_folder, read_pickled
 
 __all__ = [
     'CheckpointError',
@@ -28,6 +30,10 @@ __all__ = [
 ]
 
 FORMAT = '1'
+_NAMES = (
+    'best.safetensors', 'last.safetensors', 'model.safetensors', 'model_best.pth.tar', 'last.pth.tar',
+    'pytorch_model.bin',
+)  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -45,22 +51,24 @@ def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, str]) -
 
 
 def find_weights(path: str | Path) -> Path:
-    """A weights file itself, or of a run's folder the best weights, else the last. FileNotFoundError: none there."""
+    """A weights file itself, or of a folder the best weights, else the last, else a hub's. FileNotFoundError: none."""
     path = Path(path)
     if path.is_file():
         return path
     if not path.is_dir():
         raise FileNotFoundError(f'no checkpoint at {path}')
-    for name in ('best.safetensors', 'last.safetensors'):
+    for name in _NAMES:
         if (path / name).is_file():
             return path / name
-    raise FileNotFoundError(f'no best.safetensors or last.safetensors in {path}')
+    raise FileNotFoundError(f'no weights in {path}: expected {", ".join(_NAMES[:-1])} or {_NAMES[-1]}')
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The strings stored beside the weights: 'model', 'format' and what the writer added."""
-    with _open(Path(path)) as file:
-        return dict(file.metadata() or {})
+    """The strings stored beside the weights: 'model', 'format' and what the writer added.
+
+    Of weights from elsewhere: 'model', 'args' and what else follows from a config.json or the options of timm's train.py.
+    """
+    return _read(Path(path), tensors=False)[0]
 
 
 def load_weights(path: str | Path, model: nn.Module, expect: str | None = None) -> dict[str, str]:
@@ -70,12 +78,10 @@ def load_weights(path: str | Path, model: nn.Module, expect: str | None = None) 
     names both sides. The model is untouched unless everything fits.
     """
     path = Path(path)
-    with _open(path) as file:
-        metadata = dict(file.metadata() or {})
-        saved = metadata.get('model', 'an unnamed model')
-        if expect is not None and saved != expect:
-            raise CheckpointError(f'{path} holds the weights of {saved}, expected {expect}')
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    metadata, tensors = _read(path)
+    saved = metadata.get('model', 'an unnamed model')
+    if expect is not None and saved != expect:
+        raise CheckpointError(f'{path} holds the weights of {saved}, expected {expect}')
     own = model.state_dict()
     missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [
@@ -111,10 +117,21 @@ def load_state(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f'{path}: damaged or not a training state ({type(error).__name__})') from error
 
 
-def _open(path: Path) -> Any:
+def _read(path: Path, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and, unless they are not wanted, tensors."""
     if not path.is_file():
         raise CheckpointError(f'{path}: no such checkpoint')
+    if path.suffix in ('.pt', '.pth', '.tar', '.bin'):
+        try:
+            return read_pickled(path)
+        except Exception as error:  # torch raises half a dozen unrelated types for a damaged file
+            raise CheckpointError(f'{path}: damaged, or not a file of weights ({type(error).__name__}: {error})') from error
     try:
-        return safe_open(path, framework='pt')
+        with safe_open(path, framework='pt') as file:
+            metadata = dict(file.metadata() or {})
+            if 'args' not in metadata:
+                metadata = {**describe_folder(path.parent / 'config.json'), **metadata}
+            names = file.keys() if tensors else ()
+            return metadata, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f'{path}: damaged or not a safetensors file ({error})') from error

@@ -7,6 +7,7 @@ resuming.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -30,6 +31,7 @@ from s4nd.seeds import derived_seed
 from s4nd.tasks import Task
 from s4nd.training.checkpoint import CheckpointError, load_state, save_state, save_weights
 from s4nd.training.config import RunConfig, save_config
+from s4nd.training.hub import write_hub_config
 
 __all__ = ['NonFiniteError', 'fit', 'make_accelerator']
 
@@ -217,6 +219,9 @@ class _Training:
         metadata = {**names, **self.task.metadata, 'epoch': str(self.epoch)}
         # The file describes the run; whether this start was a second one is not part of it.
         save_config(self.out / 'config.yaml', replace(self.config, resume=False, overwrite=False))
+        if hasattr(self.raw, 'pretrained_cfg'):
+            labels = json.loads(metadata.get('classes', '[]'))
+            write_hub_config(self.out / 'config.json', self.raw, labels, self.task.data_config)
         save_weights(self.out / 'last.safetensors', self.weights, metadata)
         if improved:
             save_weights(self.out / 'best.safetensors', self.weights, metadata)
