@@ -31,7 +31,9 @@ if triton is not None:
     _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
     @triton.jit
-    def _tile(f, first, sizes, strides, C: tl.constexpr, F: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr):
+    def _tile(
+        f, first, sizes, strides, C: tl.constexpr, F: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr
+    ):
         """Offsets (F, P1, P2, P3) of a tile and whether they are inside; `sizes` and `strides` of C and the axes."""
         c = (f * F + tl.arange(0, F))[:, None, None, None]
         i = (first + tl.arange(0, P1))[None, :, None, None]
@@ -42,7 +44,17 @@ if triton is not None:
         return offsets, inside
 
     @triton.jit
-    def _matrix(taps, f, lags, center, transposed: tl.constexpr, C: tl.constexpr, F: tl.constexpr, P: tl.constexpr, dtype: tl.constexpr):
+    def _matrix(
+        taps,
+        f,
+        lags,
+        center,
+        transposed: tl.constexpr,
+        C: tl.constexpr,
+        F: tl.constexpr,
+        P: tl.constexpr,
+        dtype: tl.constexpr,
+    ):
         """(F, P, P) of taps (C, lags): row i, column j holds k[center + i - j], or with `transposed` k[center + j - i]."""
         c = (f * F + tl.arange(0, F))[:, None, None]
         i, j = tl.arange(0, P)[None, :, None], tl.arange(0, P)[None, None, :]
@@ -104,15 +116,21 @@ if triton is not None:
             total = tl.zeros((F, P1, P2, P3), tl.float32)
             for rank in tl.static_range(ranks):
                 if rank > 0:
-                    last_3 = _matrix(taps3 + rank * C * lags[2], f, lags[2], centers[2], not transposed, C, F, P3, dtype)
+                    last_3 = _matrix(
+                        taps3 + rank * C * lags[2], f, lags[2], centers[2], not transposed, C, F, P3, dtype
+                    )
                 z = _along_3(v, last_3, exact, F, P1, P2, P3)
                 if axes > 1:
                     if rank > 0:
-                        last_2 = _matrix(taps2 + rank * C * lags[1], f, lags[1], centers[1], transposed, C, F, P2, dtype)
+                        last_2 = _matrix(
+                            taps2 + rank * C * lags[1], f, lags[1], centers[1], transposed, C, F, P2, dtype
+                        )
                     z = _along_2(z.to(dtype), last_2, exact, F, P1, P2, P3)
                 if axes > 2:
                     if rank > 0:
-                        last_1 = _matrix(taps1 + rank * C * lags[0], f, lags[0], centers[0], transposed, C, F, P1, dtype)
+                        last_1 = _matrix(
+                            taps1 + rank * C * lags[0], f, lags[0], centers[0], transposed, C, F, P1, dtype
+                        )
                     z = _along_1(z.to(dtype), last_1, exact, F, P1, P2, P3)
                 total += z
             if ranks > 1:  # the next row begins with the first rank again
@@ -255,9 +273,7 @@ def launch(x: Tensor, features: int | None = None, programs: int = 1024) -> Laun
     return Launch(features, sides, steps, rows, 4 if elements <= 4096 else 8)
 
 
-def fused_conv(
-    x: Tensor, taps: Sequence[Tensor], centers: Sequence[int], skip: Tensor | None, exact: bool
-) -> Tensor:
+def fused_conv(x: Tensor, taps: Sequence[Tensor], centers: Sequence[int], skip: Tensor | None, exact: bool) -> Tensor:
     """Convolve x (B, C, L1, …, Ld) with lag taps (R, C, K), float32, and add skip (C,) times x, in one launch.
 
     exact: whether products are in float32 where x is in half precision. The result has the memory format of x.

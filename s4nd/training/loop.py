@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import math
 import sys
@@ -38,6 +39,7 @@ from s4nd.training.checkpoint import STATES, CheckpointError, load_newest_state,
 from s4nd.training.config import ConfigError, RunConfig, check_resumable, flat_options, save_config
 from s4nd.training.finite import NonFiniteError, bad_state, first_bad_tensor
 from s4nd.training.folder import claimed, clear
+from s4nd.training.hub import write_hub_config
 from s4nd.training.stopping import Stop
 
 __all__ = ['NonFiniteError', 'fit', 'make_accelerator']
@@ -327,6 +329,9 @@ class _Training:
             return
         names = {'task': self.config.task, 'model': self.config.model.name}
         metadata = {**names, **self.task.metadata, 'epoch': str(self.epoch)}
+        if hasattr(self.raw, 'pretrained_cfg'):
+            labels = json.loads(metadata.get('classes', '[]'))
+            write_hub_config(self.out / 'config.json', self.raw, labels, self.task.data_config)
         for name in ('best', 'last') if improved else ('last',):
             save_weights(self.out / f'{name}.safetensors', self.weights, metadata)
         rows = io.StringIO()
