@@ -101,6 +101,9 @@ def examine_audio(path: str | Path, block: int = 1 << 16) -> tuple[AudioInfo, fl
             largest, frames = max(largest, float(np.abs(data.mean(axis=1)).max(initial=0.0))), frames + len(data)
     if frames == 0:
         raise ValueError(f'{path}: holds no sound')
+    missing = _missing_bytes(Path(path))
+    if missing:
+        raise ValueError(f'{path}: ends {missing} bytes before its header says')
     unknown = not 0 < info.frames < _UNKNOWN
     if frames < info.frames and not unknown:
         raise ValueError(f'{path}: ends after {frames} of {info.frames} frames')
@@ -224,6 +227,21 @@ def _blocks(file: 'SoundFile', frames: int | None, before: int = 0, block: int =
             return
         yield data
         left = None if left is None else left - len(data)
+
+
+def _missing_bytes(path: Path) -> int:
+    """How many bytes of sound a WAV lacks, 0 for other files: libsndfile takes the end of the file for the end."""
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        if file.read(12)[::8] != b'RW':  # RIFF....WAVE
+            return 0
+        while len(head := file.read(8)) == 8:
+            length = int.from_bytes(head[4:], 'little')
+            if head[:4] == b'data':
+                # Programs that write as they go leave the largest number, or none.
+                return 0 if length >= 0x7FFFF000 else max(0, file.tell() + length - size)
+            file.seek(length + length % 2, 1)
+    return 0
 
 
 @contextmanager

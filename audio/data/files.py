@@ -3,6 +3,7 @@
 Nothing here holds sound: a `Stretch` names the frames of a file, and `audio.data.datasets` reads windows of it.
 """
 
+import gzip
 import hashlib
 import lzma
 import math
@@ -25,6 +26,9 @@ from s4nd.data.tars import link_target, open_tar
 PARTS = ('train', 'val', 'test')
 SPLITS = ('time', 'files', 'lists', 'digits')
 LABELS = ('none', 'folder', 'name')
+
+# What tarfile and the decoders below it raise for a file that is no whole tar.
+_NO_TAR = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, ValueError, TypeError)
 
 # The classes of SC09.
 SPOKEN_DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
@@ -199,7 +203,7 @@ def unpacked(archive: str | Path, cache: str | Path) -> Path:
             except OSError:
                 if not folder.is_dir():  # else another process was faster
                     raise
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        except _NO_TAR as error:
             raise ValueError(f'{archive} is neither a folder nor a whole tar ({error})') from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -131,6 +131,17 @@ def test_what_passes_the_scan_reads_later_from_anywhere(tmp_path: Path, subtype:
         assert torch.equal(read_audio(path, start=start, frames=frames)[0], whole[start : start + frames])
 
 
+@pytest.mark.parametrize('subtype', ['PCM_16', 'FLOAT', 'GSM610'])
+def test_a_wav_cut_short_is_refused(tmp_path: Path, subtype: str) -> None:
+    soundfile.write(tmp_path / 'a.wav', tone().numpy(), 8000, subtype=subtype)
+    content = (tmp_path / 'a.wav').read_bytes()
+    examine_audio(tmp_path / 'a.wav')
+    for length in (len(content) // 2, len(content) - 100):
+        (tmp_path / 'b.wav').write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r'b\.wav: ends \d+ bytes before its header says'):
+            examine_audio(tmp_path / 'b.wav')
+
+
 def test_absurd_headers_are_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / 'a.wav', tone(100).numpy(), 8000)
     content = bytearray((tmp_path / 'a.wav').read_bytes())
