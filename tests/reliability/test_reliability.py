@@ -9,6 +9,7 @@ from tests.reliability import fuzz, kill
 def test_damaged_files(medium: str) -> None:
     found, failed = fuzz.fuzz(medium, 1000)
     assert not failed, failed[:5]
+    assert set(found) <= {'read', 'refused', 'read in part, and said so'}
     assert found['read'] > 10 and found['refused'] > 100  # the damage is neither nothing nor everything
 
 
@@ -30,7 +31,7 @@ def test_the_program_finds_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize('medium', list(kill.CONFIGS))
-def test_killed_runs(medium: str, capfd: pytest.CaptureFixture[str]) -> None:
-    counts, failed = kill.torment(medium, 2, seed=1)
+def test_killed_runs(medium: str) -> None:
+    counts, failed = kill.torment(medium, 1, seed=1)
     assert not failed, failed
-    assert counts['equal to the bit'] == 2
+    assert counts['equal to the bit'] == 1
