@@ -145,7 +145,7 @@ class _Training:
 
     def _make_scheduler(self, optimizer: torch.optim.Optimizer) -> Scheduler | None:
         optim = self.config.optim
-        warmup = min(round(optim.warmup_epochs * self.updates_per_epoch), self.total_updates - 1)
+        self.warmup = warmup = min(round(optim.warmup_epochs * self.updates_per_epoch), self.total_updates - 1)
         if optim.schedule == 'constant' and warmup == 0:
             return None
         constant = optim.schedule == 'constant'
@@ -172,6 +172,21 @@ class _Training:
                 clear(self.out)  # not before data, model and optimizer are known to be usable
             # The file describes the run; whether this start was a second one is not part of it.
             save_config(self.out / 'config.yaml', replace(self.config, resume=False, overwrite=False))
+            tqdm.write(self._header(), file=sys.stderr)
+
+    def _header(self) -> str:
+        """What is about to be computed, on what, and how much of it."""
+        config, accelerator = self.config, self.accelerator
+        size = sum(parameter.numel() for parameter in self.raw.parameters())
+        trained = ', '.join(f'{axis.trained} {axis.unit}' for axis in self.task.axes.values())
+        count = accelerator.num_processes
+        batch = f'{self.task.batch_size} × {count} processes × {config.optim.accumulate} batches'
+        return (
+            f'{config.model.name}: {size:,} parameters, {config.precision} on {accelerator.device}, '
+            f'{count} process{"es" if count > 1 else ""}\n'
+            f'{self.task.train_count or "unknown"} examples{f" at {trained}" if trained else ""}, {batch} per update; '
+            f'{self.total_updates} updates, {self.warmup} of them warm-up; results in {self.out}'
+        )
 
     def train_epoch(self, progress: tqdm) -> None:
         """All updates of one epoch, or those that are left of it or of max_steps."""
@@ -191,7 +206,8 @@ class _Training:
                 self.ema.update(self.raw, step=self.updates)
             progress.update()
             if self.updates % self.interval == 0:
-                progress.set_postfix(loss=f'{self.total.item() / (number + 1):.4f}', refresh=False)
+                mean = self.total.item() / (number + 1) * self.task.loss_scale
+                progress.set_postfix_str(f'loss {mean:.4f} {self.task.loss_unit}'.rstrip(), refresh=False)
                 self._look()
         self.seconds += time.monotonic() - start
 
@@ -278,7 +294,7 @@ class _Training:
         self._check_finite()
         batches = self.done * self.config.optim.accumulate
         rates = [group['lr'] for group in self.optimizer.param_groups]
-        loss = reduce(self.total, 'mean').item() / batches
+        loss = reduce(self.total, 'mean').item() / batches * self.task.loss_scale
         entry = {'epoch': self.epoch + 1, 'loss': loss, 'lr': max(rates)}
         improved = False
         if self.updates >= self.total_updates or (self.epoch + 1) % self.config.eval.every == 0:
@@ -287,7 +303,11 @@ class _Training:
         self.epoch, self.done, self.total = self.epoch + 1, 0, self._zero()
         self.history.append(entry)
         if self.accelerator.is_main_process:
-            shown = '  '.join(f'{key} {value:.4g}' for key, value in entry.items() if key != 'epoch')
+            units = {key: self.task.unit(key) for key in entry}
+            shown = '  '.join(
+                f'{key} {value:.4g}' + (f' {units[key]}' if units[key] else '')
+                for key, value in entry.items() if key != 'epoch'
+            )  # fmt: skip
             progress.clear()
             tqdm.write(f'epoch {self.epoch}/{self.config.epochs}  {shown}', file=sys.stderr)
         self._save_state()

@@ -3,8 +3,8 @@
     python -m tests.reliability.kill [runs=10] [seed=0] [media=images,sound]
 
 A run is begun, ended by SIGKILL or SIGTERM after a random time, and resumed, again and again, until it is done. The
-exit code is 1 where weights, history or the names of the files differ from those of the run that nothing stopped, or where a
-resumed run fails.
+exit code is 1 where weights, history or the names of the files differ from those of the run that nothing stopped, or
+where a resumed run fails.
 """
 
 from __future__ import annotations
