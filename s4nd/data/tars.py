@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import posixpath
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 __all__ = ['LARGEST_FILE', 'link_target', 'open_tar', 'plain_name']
 
 LARGEST_FILE = 1 << 28  # bytes of an example; a few megabytes of an archive may expand to any number
+
+
+_READERS: dict[bytes, Any] = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\0': lzma.open}
 
 
 class _Info(tarfile.TarInfo):
@@ -23,12 +31,20 @@ class _Info(tarfile.TarInfo):
             raise tarfile.ReadError(f'the archive ends, or is damaged, at byte {tar.offset}: {error}') from error
 
 
-def open_tar(path: str | Path) -> tarfile.TarFile:
-    """A tar (.tar, .tar.gz, .tar.xz, …) to be read in one pass: a compressed one allows nothing else at a fair price.
+@contextmanager
+def open_tar(path: str | Path) -> Iterator[tarfile.TarFile]:
+    """A tar (.tar, .tar.gz, .tar.bz2, .tar.xz), read in one pass: compressed ones allow nothing else at a fair price.
 
-    Iterating raises tarfile.TarError, EOFError or OSError where the archive does not go on to its end.
+    Iterating, and leaving, raise tarfile.TarError, EOFError, OSError and what the decoder raises where the archive is
+    not whole: leaving reads on to the check sum, which tarfile does not look at.
     """
-    return tarfile.open(path, 'r|*', tarinfo=_Info)
+    with open(path, 'rb') as file:
+        magic = file.read(6)
+    opened = next((reader for begin, reader in _READERS.items() if magic.startswith(begin)), open)
+    with opened(path, 'rb') as stream, tarfile.open(fileobj=stream, mode='r|', tarinfo=_Info) as archive:
+        yield archive
+        while stream.read(1 << 20):
+            pass
 
 
 def plain_name(name: str) -> PurePosixPath | None:

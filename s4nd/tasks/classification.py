@@ -29,6 +29,7 @@ class LabeledTask(Task, Generic[Set]):
     """
 
     maximize = True
+    loss_unit = 'nats'
 
     def __init__(self, config: RunConfig, splits: Splits[Set], examples: str) -> None:
         super().__init__(config)
@@ -37,6 +38,7 @@ class LabeledTask(Task, Generic[Set]):
                 f'eval.weights=best needs held-out {examples} to choose by: set data.val_fraction above 0'
             )
         self.splits = splits
+        self.train_count = len(splits.train.labels)
         self.classes: Sequence[str] = splits.train.classes
         self.channels: int = splits.train.channels
 

@@ -65,6 +65,7 @@ class SeriesTask(Task):
     ) -> None:
         super().__init__(config)
         self.parts = dict(parts)
+        self.train_count = len(self.parts['train'])
         self.masks = dict(masks or {text: parse_mask(text) for text in config.data.masks})
         if not self.masks:
             raise ConfigError('data.masks: expected at least one way to hide values, got none')

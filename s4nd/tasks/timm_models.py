@@ -29,6 +29,17 @@ def make_timm_model(name: str, args: Mapping[str, Any]) -> nn.Module:
         ConfigError: an unknown name or keyword, or a value that the model refuses.
     """
     check_name(name)
-    # timm's factory drops what is null, known or not; the model's own function does not.
-    build = timm.model_entrypoint(name) if None in args.values() else partial(timm.create_model, name)
-    return built(build, args)
+    if None in args.values():
+        _check_nulls(name, args)
+    return built(partial(timm.create_model, name), args)
+
+
+def _check_nulls(name: str, args: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an unknown keyword that is null: timm drops what is null, known or not."""
+    try:
+        timm.model_entrypoint(name)(**args)
+    except TypeError as error:
+        if 'keyword' in str(error):
+            raise ConfigError(f'model.args: {error}') from error
+    except Exception:  # what a constructor says of null is of no concern
+        return

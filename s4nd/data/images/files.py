@@ -10,11 +10,8 @@ import hashlib
 import io
 import json
 import logging
-import lzma
 import math
-import tarfile
 import warnings
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -177,7 +174,7 @@ def _contents(path: Path) -> Iterator[tuple[PurePosixPath, bytes | PurePosixPath
                 if content is None:
                     logger.warning('%s in %s: %d bytes are more than an image has', name, path, entry.size)
                 yield name, b'' if content is None else content.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except Exception as error:  # any: tarfile raises what its parsing happens to run into
         raise DataError(f'data.root: {path} is neither a folder nor a whole tar ({error})') from error
 
 
