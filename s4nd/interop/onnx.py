@@ -168,11 +168,23 @@ class FrozenS4ND(nn.Module):
             self.register_buffer(f'axis_{axis}', operators[axis])
 
     def forward(self, x: Tensor) -> Tensor:
-        if list(x.shape[2:]) != self.size:
-            raise ValueError(f'the layer was frozen at size {self.size}, got an input of shape {list(x.shape)}')
-        u = x if self.channels == 1 else torch.cat([x] * self.channels, 1)
         operators = [self.get_buffer(f'axis_{axis}') for axis in range(len(self.size))]
-        return separable_conv(u, operators, self.centers, self.method, None if self.D is None else self.D.flatten())
+        skip = None if self.D is None else self.D.flatten()
+        return _frozen_conv(x, operators, self.size, self.centers, self.method, self.channels, skip)
+
+
+def _frozen_conv(
+    x: Tensor, operators: list[Tensor], size: list[int], centers: list[int], method: str, channels: int,
+    skip: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """What a frozen layer does; torch.fx passes over it."""
+    if list(x.shape[2:]) != size:
+        raise ValueError(f'the layer was frozen at size {size}, got an input of shape {list(x.shape)}')
+    u = x if channels == 1 else torch.cat([x] * channels, 1)
+    return separable_conv(u, operators, centers, method, skip)
+
+
+torch.fx.wrap('_frozen_conv')
 
 
 def _trace(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str]) -> torch.onnx.ONNXProgram:

@@ -25,6 +25,9 @@ from s4nd.models._mixers import assign_grid, mixer_class
 from s4nd.models._parts import LayoutModule, from_map, to_map
 from s4nd.optim import ssm_parameter_patterns
 
+for name in ('to_map', 'from_map'):  # as in _parts.py
+    torch.fx.wrap(name)
+
 _RESETTABLE = (S4ND, TimeConv, nn.LayerNorm, nn.BatchNorm2d, nn.BatchNorm3d, LayerScale)
 
 

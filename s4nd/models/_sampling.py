@@ -22,6 +22,8 @@ from s4nd.resolution import area_resize
 Grid = tuple[int, ...]
 
 register_notrace_function(area_resize)
+for name in ('area_pool', 'area_resize', 'check_input', 'fold_time', 'from_frames', 'glu', 'to_frames'):
+    torch.fx.wrap(name)
 
 
 @register_notrace_function
