@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio.models.backbone import SaShiMiBackbone
+from audio.models.hub import HubModel
 from audio.models.keywords import model_keywords
 from audio.models.sashimi import check_label
 from s4nd.diffusion import Diffusion, step_features, step_network
 from s4nd.layers import S4
 
 
-class DiffusionSaShiMi(nn.Module):
+class DiffusionSaShiMi(HubModel):
     """Predict the noise in a waveform: noisy waveform (B, L), noise level (B,), class (B,) -> noise (B, L).
 
     A map 1 -> H, the backbone (U-Net, two-sided), a map H -> H -> 1 that begins at zero. Level and class make one

@@ -1,6 +1,6 @@
 """fastai: `vision_learner` on a registered name, first its head alone, then all of it.
 
-    python examples/clients/fastai_learner.py
+python examples/clients/fastai_learner.py
 """
 
 import warnings

@@ -1,6 +1,6 @@
 """pytorch-grad-cam: heat maps of a trained model at two sizes of the same pictures.
 
-    python examples/clients/grad_cam.py
+python examples/clients/grad_cam.py
 """
 
 import torch

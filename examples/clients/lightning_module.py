@@ -1,6 +1,6 @@
 """Lightning: a LightningModule around a model, with its weight averaging and checkpoints.
 
-    python examples/clients/lightning_module.py [out=out/clients/lightning]
+python examples/clients/lightning_module.py [out=out/clients/lightning]
 """
 
 import logging

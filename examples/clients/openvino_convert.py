@@ -1,6 +1,6 @@
 """OpenVINO: its converter on a model and on a frozen one, compared with PyTorch at one size.
 
-    python examples/clients/openvino_convert.py
+python examples/clients/openvino_convert.py
 """
 
 import warnings

@@ -1,6 +1,6 @@
 """peft: LoRA on the linear maps of a ConvNeXt, the kernels' own parameters trained as well, then merged.
 
-    python examples/clients/peft_lora.py [out=out/clients/peft]
+python examples/clients/peft_lora.py [out=out/clients/peft]
 """
 
 import sys

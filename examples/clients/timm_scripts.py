@@ -61,7 +61,18 @@ def train_and_validate(model: str, small: bool, scripts: Path, out: Path) -> dic
     write_images(images, 2 * size, counts)
     common = ['--data-dir', str(images), '--model', model, '--num-classes', '10', '--device', 'cpu', '-j', '1']
     common += ['-b', str(batch), '--channels-last', '--model-kwargs', f'img_size={size}']
-    recipe = ['--opt', 'adamw', '--lr', '4e-3', '--warmup-epochs', '0', '--epochs', str(epochs), '--no-aug', '--model-ema']
+    recipe = [
+        '--opt',
+        'adamw',
+        '--lr',
+        '4e-3',
+        '--warmup-epochs',
+        '0',
+        '--epochs',
+        str(epochs),
+        '--no-aug',
+        '--model-ema',
+    ]
     run(scripts / 'train.py', [*common, *recipe, '--img-size', str(size), '--output', str(out), '--experiment', 'run'])
     results = {}
     for at in (size, 2 * size):

@@ -1,6 +1,6 @@
 """torchao: int8 weights in the linear layers of a ConvNeXt; the state-space parameters stay as they are.
 
-    python examples/clients/torchao_int8.py
+python examples/clients/torchao_int8.py
 """
 
 import copy

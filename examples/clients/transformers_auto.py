@@ -1,6 +1,6 @@
 """transformers: Auto classes, a pipeline, TimmBackbone and the Trainer on a folder that `s4nd.save_for_hf` wrote.
 
-    python examples/clients/transformers_auto.py [out=out/clients/transformers]
+python examples/clients/transformers_auto.py [out=out/clients/transformers]
 """
 
 import sys

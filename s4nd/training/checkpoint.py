@@ -60,7 +60,7 @@ def find_weights(path: str | Path) -> Path:
     for name in _NAMES:
         if (path / name).is_file():
             return path / name
-    raise FileNotFoundError(f'no weights in {path}: expected {", ".join(_NAMES[:-1])} or {_NAMES[-1]}')
+    raise FileNotFoundError(f'no best.safetensors or last.safetensors in {path}, nor {", ".join(_NAMES[2:])}')
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -125,7 +125,9 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, str], dict[str, T
         try:
             return read_pickled(path)
         except Exception as error:  # torch raises half a dozen unrelated types for a damaged file
-            raise CheckpointError(f'{path}: damaged, or not a file of weights ({type(error).__name__}: {error})') from error
+            raise CheckpointError(
+                f'{path}: damaged, or not a file of weights ({type(error).__name__}: {error})'
+            ) from error
     try:
         with safe_open(path, framework='pt') as file:
             metadata = dict(file.metadata() or {})
