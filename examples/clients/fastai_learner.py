@@ -18,7 +18,7 @@ def main() -> str:
     torch.manual_seed(0)
     pairs = [
         [(TensorImage(image), TensorCategory(label)) for image, label in zip(*pictures(count, seed=seed), strict=True)]
-        for seed, count in enumerate((400, 100))
+        for seed, count in enumerate((1000, 100))
     ]
     loaders = DataLoaders.from_dsets(*pairs, bs=50, device=torch.device('cpu'), num_workers=0)
     learner = vision_learner(

@@ -49,7 +49,7 @@ def by_export(frozen: nn.Module, images: torch.Tensor) -> nn.Module:
 def main() -> str:
     warnings.simplefilter('ignore')  # torch announces the end of its own quantization
     model = trained_model()
-    images, labels = pictures(100)
+    images, _ = pictures(100)
     frozen = freeze(model, images)
     assert isinstance(torch.fx.symbolic_trace(frozen), torch.fx.GraphModule)
     test, _ = pictures(100, SIZE, seed=1)

@@ -37,7 +37,10 @@ def run(name: str, out: Path, timm: str | None) -> tuple[bool, str]:
     place = [f'out={out / Path(script).stem}']
     checkout = [f'timm={timm}'] if timm and 'timm' in script else []
     command = [sys.executable, str(HERE / script), *words, *place, *checkout]
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')])}
+    environment = {
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join([str(HERE.parents[1]), os.environ.get('PYTHONPATH', '')]),
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     lines = [line for line in done.stdout.splitlines() if line.strip() and not line.startswith('written to')]
     if done.returncode:

@@ -1,6 +1,6 @@
-"""timm's own scripts on an S4ND model: train.py, validate.py at two sizes, avg_checkpoints.py, benchmark.py, onnx_export.py.
+"""timm's own train.py, validate.py, avg_checkpoints.py, benchmark.py and onnx_export.py on an S4ND model.
 
-    python examples/clients/timm_scripts.py [small=true] [model=s4nd_isotropic_mini] [timm=FOLDER] [out=out/clients/timm]
+    python examples/clients/timm_scripts.py [small=true] [model=s4nd_isotropic_mini] [timm=FOLDER] [out=FOLDER]
 
 The scripts stand in timm's repository, not in its packages: `timm` is a checkout of it, made with git in the version
 that is installed where there is none. They learn of our models from a launcher of one line, which imports s4nd and runs

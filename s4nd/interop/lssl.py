@@ -6,7 +6,6 @@ Shape legend: H = d_model, N = d_state, c = channels.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from s4nd.interop._names import Names, fill

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from s4nd.models._arguments import choose, positive
 
-
 torch.fx.wrap('pad_time')
 
 

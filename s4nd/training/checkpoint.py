@@ -66,7 +66,7 @@ def find_weights(path: str | Path) -> Path:
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The strings stored beside the weights: 'model', 'format' and what the writer added.
 
-    Of weights from elsewhere: 'model', 'args' and what else follows from a config.json or the options of timm's train.py.
+    Of weights from elsewhere: 'model', 'args' and what else follows from config.json or timm's options.
     """
     return _read(Path(path), tensors=False)[0]
 

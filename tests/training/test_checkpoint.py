@@ -139,7 +139,7 @@ class TestFromElsewhere:
 
     def test_pickles_run_no_code(self, tmp_path: Path) -> None:
         torch.save({'state_dict': {}, 'arch': print}, tmp_path / 'last.pth.tar')
-        with pytest.raises(CheckpointError, match='last.pth.tar: damaged, or not a file of weights'):
+        with pytest.raises(CheckpointError, match=r'last\.pth\.tar: damaged, or not a file of weights'):
             load_checkpoint(tmp_path)
 
     def check(self, path: Path, model: nn.Module) -> None:

@@ -65,8 +65,8 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_generates(tmp_path: Path) -> None:
     model = sashimi()
+    model.save_pretrained(tmp_path / 'bare')
     with pytest.raises(ValueError, match='lacks sample_rate, quantizer'):
-        model.save_pretrained(tmp_path / 'bare')
         load_generator(tmp_path / 'bare')
     model.describe_sound(8000, Quantizer(bits=4).to_json(), ['low', 'high'])
     model.save_pretrained(tmp_path)
