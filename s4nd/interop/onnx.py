@@ -2,7 +2,8 @@
 
 `model=NAME` in place of `checkpoint` takes an untrained model, trained for `size` as it were. `size` is a side in
 pixels, or height x width (224x320): it is fixed in the file, the number of images is not. `sizes=[16,24,32x40]` in its
-place writes a file for each: model_16.onnx and so on. A file is written only if ONNX Runtime agrees with the model to 1e-4 of its largest output. `checkpoint` is a run, a hub folder or a file of weights.
+place writes a file for each: model_16.onnx and so on. `checkpoint` is a run, a hub folder or a file of weights. A
+file is written only if ONNX Runtime agrees with the model to 1e-4 of its largest output.
 """
 
 from __future__ import annotations
