@@ -4,13 +4,14 @@ VENV ?= .venv
 OUT ?= out/demo
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-newest timm-suite lint format clean
+.PHONY: help setup demo test test-newest timm-suite lint format clean clients
 
 help:
 	@echo "make demo    train on the embedded images and sounds, evaluate at other resolutions, write a WAV (about 4 minutes)"
 	@echo "make test    run the tests"
 	@echo "make test-newest   run the tests of kernels, layers and models on the newest torch"
 	@echo "make timm-suite   run timm's own tests of its models on ours (K='name or name' chooses)"
+	@echo "make clients run timm's scripts, transformers, fastai, … on our models, those that are installed"
 	@echo "make lint    check style and types"
 	@echo "make setup   make the virtual environment in $(VENV) (done by the others when needed)"
 
@@ -51,6 +52,10 @@ test-newest:
 # timm's test_models.py, fetched in the installed version; without K all models of ours (10 minutes on one core).
 timm-suite: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite.py '$(K)'
+
+# One script for each library; CLIENTS='timm=FOLDER only=peft' passes words on.
+clients: setup
+	OMP_NUM_THREADS=1 $(BIN)/python examples/clients/run.py $(CLIENTS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -263,7 +263,7 @@ def _page(options: PageOptions) -> int:
     return 0
 
 
-def _export(options: ExportOptions) -> float:
+def _export(options: ExportOptions) -> dict[str, float]:
     from audio.models.onnx import export_step
     from audio.models.sashimi import SaShiMi
     from s4nd.training.checkpoint import find_weights, read_metadata
@@ -271,4 +271,4 @@ def _export(options: ExportOptions) -> float:
     model = load_generator(options.checkpoint).model
     if not isinstance(model, SaShiMi):
         raise ValueError(f'{options.checkpoint} holds a {type(model).__name__}, which has no step: expected a SaShiMi')
-    return export_step(model, options.out, read_metadata(find_weights(options.checkpoint)))
+    return {options.out: export_step(model, options.out, read_metadata(find_weights(options.checkpoint)))}

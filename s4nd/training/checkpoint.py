@@ -79,7 +79,7 @@ def find_weights(path: str | Path) -> Path:
     for name in _NAMES:
         if (path / name).is_file():
             return path / name
-    raise FileNotFoundError(f'no weights in {path}: expected {", ".join(_NAMES[:-1])} or {_NAMES[-1]}')
+    raise FileNotFoundError(f'no best.safetensors or last.safetensors in {path}, nor {", ".join(_NAMES[2:])}')
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -2,15 +2,20 @@
 
 import json
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
 
 from s4nd.files import write_atomically
+from s4nd.models import load_checkpoint
 from s4nd.training.checkpoint import (
     CheckpointError,
+    find_weights,
     load_state,
     load_weights,
     read_metadata,
@@ -18,6 +23,8 @@ from s4nd.training.checkpoint import (
     save_weights,
     stored_args,
 )
+from s4nd.training.hub import save_for_hf
+from tests.models.families import build, image
 
 
 def make(width: int = 3) -> nn.Module:
@@ -112,7 +119,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: 
 @pytest.mark.parametrize(
     'args',
     [
-        {'pretrained': True}, {'pretrained_cfg': {'url': 'http://127.0.0.1:9/x'}}, 
+        {'pretrained': True}, {'pretrained_cfg': {'url': 'http://127.0.0.1:9/x'}},
         {'pretrained_cfg_overlay': {'file': 'a'}},
         {'checkpoint_path': '/etc/passwd'}, {'cache_dir': '/tmp'}, {'encoder_pretrained': True}, {'scriptable': True},
         {'encoder_args': {'pretrained': True}}, {'mixer_args': [{'hub_id': 'a'}]}, {'kernel': '/etc/passwd'},
@@ -130,3 +137,52 @@ def test_weights_choose_no_keyword_that_opens_something(tmp_path: Path, args: ob
         'pretrained': False,
     }
     assert stored_args('w.safetensors', {'args': json.dumps(fine)}) == fine
+
+
+class TestFromElsewhere:
+    """A run, a hub folder, a checkpoint of timm's train.py and a plain safetensors file hold the same model."""
+
+    @pytest.fixture
+    def model(self) -> nn.Module:
+        return build('isotropic', bandlimit=0.7, img_size=20)
+
+    @pytest.mark.parametrize('kind', ['ours', 'timm', 'plain'])
+    def test_hub_folders(self, model: nn.Module, kind: str, tmp_path: Path) -> None:
+        if kind == 'ours':
+            save_for_hf(model, tmp_path, list('abcde'))
+        else:
+            timm_save_for_hf(model, tmp_path, safe_serialization=kind == 'plain')
+        config = json.loads((tmp_path / 'config.json').read_text())
+        assert ('num_classes' in config['model_args']) == (kind != 'ours')
+        path = tmp_path / 'model.safetensors' if kind == 'plain' else tmp_path
+        self.check(path, model)
+        if kind == 'ours':
+            assert json.loads(read_metadata(find_weights(path))['classes']) == list('abcde')
+            loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+            torch.testing.assert_close(loaded(image(24)), model(image(24)), atol=0, rtol=0)
+
+    @pytest.mark.parametrize('ema', [False, True])
+    def test_checkpoints_of_timm(self, model: nn.Module, ema: bool, tmp_path: Path) -> None:
+        args = Namespace(
+            model='s4nd_isotropic_mini', num_classes=5, gp=None, in_chans=None,
+            model_kwargs={'img_size': 20, 'dim': 16, 'depths': (1, 1, 1), 'd_state': 8, 'bandlimit': 0.7},
+        )  # fmt: skip
+        state = {f'module.{key}': value for key, value in model.state_dict().items()}
+        found = {'arch': args.model, 'args': args, 'state_dict': state, 'version': 2}
+        if ema:
+            found |= {'state_dict': {key: 2 * value for key, value in state.items()}, 'state_dict_ema': state}
+        torch.save(found, tmp_path / 'last.pth.tar')
+        self.check(tmp_path, model)
+
+    def test_pickles_run_no_code(self, tmp_path: Path) -> None:
+        torch.save({'state_dict': {}, 'arch': print}, tmp_path / 'last.pth.tar')
+        with pytest.raises(CheckpointError, match=r'last\.pth\.tar: damaged, or not a file of weights'):
+            load_checkpoint(tmp_path)
+
+    def check(self, path: Path, model: nn.Module) -> None:
+        loaded = load_checkpoint(path)
+        assert loaded.img_size == (20, 20)
+        assert read_metadata(find_weights(path))['size'] == '20'
+        with torch.no_grad():
+            for size in (20, 30):
+                torch.testing.assert_close(loaded(image(size)), model(image(size)), atol=0, rtol=0)
