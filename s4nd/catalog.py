@@ -65,6 +65,14 @@ KERNEL_ENTRIES: dict[str, KernelEntry] = {
         'H(N³ log L + cNL)',
         'rN',
     ),
+    'nplr': KernelEntry(
+        'S4 as first released, ViS4mer, arXiv 2111.00396, 2204.01692',
+        'A = Λ - P Q* without constraints: Re Λ free, P and Q apart, B, P, Q per feature; bilinear',
+        'yes, exact',
+        'H + SN + (1 + 2r + c)HN',
+        'H(N³ log L + cNL)',
+        'rN',
+    ),
     'dss-exp': KernelEntry(
         'DSS, arXiv 2203.14343',
         'Diagonal without B, Re Λ < 0; HiPPO-LegS spectrum; released versions by real, scaled and dt_split',

@@ -133,21 +133,21 @@ def normal_like(x: Tensor, random: Random) -> Tensor:
     return torch.stack([torch.randn(x.shape[1:], generator=row, dtype=x.dtype, device=x.device) for row in random])
 
 
-def step_network(width: int, hidden: int | None = None) -> nn.Sequential:
-    """Return the network from `step_features` (B, 128) to a condition (B, width) (DiffWave, section 3.1).
+def step_network(width: int, hidden: int | None = None, features: int = STEP_FEATURES) -> nn.Sequential:
+    """Return the network from `step_features` (B, features) to a condition (B, width) (DiffWave, section 3.1).
 
     hidden: features between its two maps; None: width.
     """
     hidden = width if hidden is None else hidden
-    return nn.Sequential(nn.Linear(STEP_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, width), nn.SiLU())
+    return nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, width), nn.SiLU())
 
 
-def step_features(t: Tensor) -> Tensor:
-    """Map indices of steps (B,) to sines and cosines of t · 10^(-4 i / 63), i = 0 … 63: (B, 128) float64.
+def step_features(t: Tensor, features: int = STEP_FEATURES) -> Tensor:
+    """Map indices of steps (B,) to sines, then cosines, of t · 10^(-4 i / (n - 1)), i = 0 … n - 1: (B, 2n) float64.
 
     These are the features of DiffWave's released code; its paper has the exponent without the minus sign.
     """
-    half = STEP_FEATURES // 2
+    half = features // 2
     frequencies = 10 ** (torch.arange(half, dtype=torch.float64, device=t.device) * (-4 / (half - 1)))
     phases = t[:, None] * frequencies
     return torch.cat([phases.sin(), phases.cos()], -1)

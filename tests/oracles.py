@@ -218,15 +218,14 @@ def sssd_block(
         return v @ maps[name][0].T + maps[name][1]
 
     def s4(layer: int, x: Tensor) -> Tensor:
-        centered = x - x.mean(-1, keepdim=True)
-        u = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norms[layer][0] + norms[layer][1]
         forward, backward, skip = kernels[layer]
         y = []
         for t in range(length):
-            past = sum(forward[:, t - s] * u[s] for s in range(t + 1))
-            y.append(past + sum(backward[:, s - t - 1] * u[s] for s in range(t + 1, length)) + skip * u[t])
+            past = sum(forward[:, t - s] * x[s] for s in range(t + 1))
+            y.append(past + sum(backward[:, s - t - 1] * x[s] for s in range(t + 1, length)) + skip * x[t])
         y = torch.stack(y)
-        return x + affine(f's4_{layer + 1}', y * (1 + torch.erf(y / math.sqrt(2))) / 2)
+        z = x + affine(f's4_{layer + 1}', y * (1 + torch.erf(y / math.sqrt(2))) / 2)
+        return layer_norm(z, *norms[layer])
 
     u, (weight, bias) = x + affine('condition', condition), maps['conv']
     rows = [
@@ -351,30 +350,33 @@ def mega(x: Tensor, p: dict[str, Tensor], chunk: int, bidirectional: bool, kind:
 
 def coordinate_taps(
     network: Callable[[Tensor], Tensor],
-    lengths: Sequence[float],
+    spacings: Sequence[float],
     widths: Sequence[Tensor] | None,
     lags: Sequence[int],
     steps: Sequence[float],
     crop: float = 0.1,
 ) -> Tensor:
-    """Tap at lag l, one at a time: network(x) times a cell's volume, x_τ = l·step_τ / length_τ; (H, 2 lags - 1, …).
+    """Tap at lag l, one at a time: network(x) times the steps, x_τ = -l·step_τ·h_τ; (H, 2 lags - 1, …).
 
-    Where a step is above 1 a cell is an odd number of equal parts, each of a step below 1, which are summed.
-    With widths σ of a Gaussian mask exp(-x²/2σ²) an axis ends where it falls to `crop`, and cells count by their part.
+    Where a step is above 1 a cell is an odd number of equal parts, which are averaged. An axis ends half a sample of
+    the training grid beyond its last lag there: the last in ±1, and with widths σ of a Gaussian mask exp(-x²/2σ²) the
+    last before that falls to `crop`. Cells on the border count by their share.
     """
     parts = [1 if step <= 1 else math.ceil(step) + 1 - math.ceil(step) % 2 for step in steps]
-    cells = [step / length / part for step, length, part in zip(steps, lengths, parts, strict=True)]
+    cells = [step * h / part for step, h, part in zip(steps, spacings, parts, strict=True)]
 
     def value_at(point: Sequence[int]) -> Tensor:
-        x = torch.tensor([place * cell for place, cell in zip(point, cells, strict=True)], dtype=torch.float64)
-        value = network(x)
-        for axis, cell in enumerate(cells):
-            inside = cell
+        x = torch.tensor([-place * cell for place, cell in zip(point, cells, strict=True)], dtype=torch.float64)
+        value = network(x) * math.prod(steps) / math.prod(parts)
+        for axis, (cell, h) in enumerate(zip(cells, spacings, strict=True)):
+            last = math.floor(1 / h + 1e-6)
             if widths is not None:
-                end = widths[axis] * math.sqrt(2 * math.log(1 / crop))
-                low, high = max(x[axis] - cell / 2, -end), min(x[axis] + cell / 2, end)
-                inside = max(high - low, 0 * end) * torch.exp(-0.5 * (x[axis] / widths[axis]) ** 2)
-            value = value * inside
+                reach = float(widths[axis].detach()) * math.sqrt(2 * math.log(1 / crop))
+                last = math.ceil(reach / h) - 1 if reach < 1 else last
+                value = value * torch.exp(-0.5 * (x[axis] / widths[axis]) ** 2)
+            border = (last + 0.5) * h
+            low, high = max(x[axis] - cell / 2, -border), min(x[axis] + cell / 2, border)
+            value = value * max(float(high - low) / cell, 0.0)
         return value
 
     taps = []

@@ -9,7 +9,7 @@ from s4nd.data.images.named import fashion_mnist, load_images
 from s4nd.data.images.resize import resize
 from s4nd.data.images.sets import ImageSet, PixelSet
 from s4nd.data.labeled import NORMALIZATION, DataError, Splits
-from s4nd.data.series.masks import blackout, future, random_missing
+from s4nd.data.series.masks import blackout, future, missing_segments, random_missing
 from s4nd.data.series.sets import load_series
 from s4nd.data.synthetic.moving import MOTIONS, MovingSet
 from s4nd.data.synthetic.shapes import ShapeSet
@@ -35,6 +35,7 @@ __all__ = [
     'load_images',
     'load_series',
     'load_video',
+    'missing_segments',
     'random_missing',
     'read_clip',
     'resize',

@@ -66,17 +66,20 @@ def take_s4(names: Names, theirs: str) -> dict[str, Tensor]:
     other sign).
     """
     if f'{theirs}kernel.kernel.log_dt' in names:
-        old = names.take_all(f'{theirs}kernel.kernel.')
+        kernel = f'{theirs}kernel.kernel.'
         layer = {
             'D': names.take(f'{theirs}D'),
-            'inv_dt': old.pop('log_dt')[:, None],
-            'A_real': old.pop('inv_w_real'),
-            'A_imag': -old.pop('w_imag'),
+            'inv_dt': names.take(f'{kernel}log_dt')[:, None],
+            'A_real': names.take(f'{kernel}inv_w_real'),
+            'A_imag': -names.take(f'{kernel}w_imag'),
         }
-        if 'L' in old:
-            layer['l_kernel'] = old.pop('L')
-        return layer | old
-    return {'D': names.take(f'{theirs}layer.D')} | names.take_all(f'{theirs}layer.kernel.')
+        others = {'B': 'B', 'C': 'C', 'P': 'P', 'L': 'l_kernel'}
+    else:
+        kernel, layer = f'{theirs}layer.kernel.', {'D': names.take(f'{theirs}layer.D')}
+        others = {name: name for name in ('inv_dt', 'A_real', 'A_imag', 'B', 'C', 'P', 'l_kernel')}
+    optional = ('P', 'L', 'l_kernel')
+    found = [name for name in others if name not in optional or kernel + name in names]
+    return layer | {others[name]: names.take(kernel + name) for name in found}
 
 
 def s4_args(layer: dict[str, Tensor]) -> dict[str, Any]:

@@ -26,9 +26,12 @@ __all__ = ['Format', 'Published', 'format_names', 'load_published']
 
 GROUP = 's4nd.published'
 _OWN = {
+    'ccnn': 's4nd.interop.ccnn:FORMAT',
     'mega': 's4nd.interop.layer_formats:MEGA',
     's4_classifier': 's4nd.interop.layer_formats:S4_CLASSIFIER',
     's5': 's4nd.interop.layer_formats:S5',
+    'sssd': 's4nd.interop.sssd:FORMAT',
+    'vis4mer': 's4nd.interop.vis4mer:FORMAT',
 }
 # What a checkpoint may keep its state dict under.
 _WRAPPERS = ('state_dict', 'model_state_dict', 'model')
@@ -166,7 +169,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # readers raise errors of a dozen types
         raise ValueError(
-            f'{path} cannot be read as .npz, .safetensors or a torch file of tensors ({type(error).__name__}): of a file '
+            f'{path} cannot be read as .npz, .safetensors or a torch file of tensors ({type(error).__name__}): of one '
             "that holds other objects too, give the dict of tensors, such as torch.load(…)['state_dict']"
         ) from error
 

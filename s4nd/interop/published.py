@@ -107,7 +107,7 @@ def load_published_kernel(
                 parameter.copy_(convert(_take(state_dict, prefix + name, parameter.shape)))
         length = int(state_dict.get(f'{prefix}l_kernel', 0))
         if length > 0 and isinstance(kernel, S4Kernel):
-            kernel.C.copy_(_undo_truncation(kernel, _take(state_dict, f'{prefix}C', kernel.C.shape), length))
+            kernel.C.copy_(undo_truncation(kernel, _take(state_dict, f'{prefix}C', kernel.C.shape), length))
 
 
 def _take(state_dict: Mapping[str, Tensor], name: str, shape: torch.Size) -> Tensor:
@@ -133,7 +133,7 @@ def _log(transform: str, p: Tensor) -> Tensor:
     return value.log()
 
 
-def _undo_truncation(kernel: S4Kernel, C: Tensor, length: int) -> Tensor:
+def undo_truncation(kernel: S4Kernel, C: Tensor, length: int) -> Tensor:
     """The C (c, H, n, 2) whose C (I - Ā^length) is given, at step 1."""
     A = lowrank_matrices(kernel.discretized(1.0))[0]  # (H, N, N), on (Re x, Im x)
     eye = torch.eye(A.shape[-1], device=A.device, dtype=A.dtype)

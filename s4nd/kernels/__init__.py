@@ -15,11 +15,13 @@ from s4nd.kernels.dss import DSSExpKernel, DSSSoftmaxKernel, GSSKernel
 from s4nd.kernels.ema import EMAKernel
 from s4nd.kernels.lmu import LMUKernel
 from s4nd.kernels.lssl import LSSLKernel
+from s4nd.kernels.nplr import NPLRKernel
 from s4nd.kernels.sgconv import SGConvKernel
 
 KERNELS: dict[str, type[Kernel]] = {
     's4d': S4DKernel,
     's4': S4Kernel,
+    'nplr': NPLRKernel,
     'dss-exp': DSSExpKernel,
     'dss-softmax': DSSSoftmaxKernel,
     'lmu': LMUKernel,
@@ -39,6 +41,7 @@ __all__ = [
     'Kernel',
     'LMUKernel',
     'LSSLKernel',
+    'NPLRKernel',
     'RecurrentKernel',
     'S4DKernel',
     'S4Kernel',

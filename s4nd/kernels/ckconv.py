@@ -17,18 +17,21 @@ from s4nd.ops import at_least_float32, wide
 
 NETWORKS = ('magnet', 'siren')
 
-# The mask of FlexConv begins with this standard deviation, in coordinates.
+# The mask of FlexConv begins with this standard deviation, in coordinates, and the centers of the filters within this
+# distance of the middle of the mask.
 INITIAL_WIDTH = 0.075
+INITIAL_REACH = 1.667 * INITIAL_WIDTH
 
 
 class SIREN(nn.Module):
-    """sin(ω0 (W x + b)) twice, then linear: (M, D) coordinates -> (M, outputs) (the network of CKConv).
+    """sin(ω0 (W x + b)), `layers` - 1 times, then linear: (M, D) coordinates -> (M, outputs) (the network of CKConv).
 
     Args:
         dims: D.
         hidden: W.
         outputs: values at a coordinate.
         omega_0: the first layer starts with up to omega_0 / 2π cycles per unit of a coordinate.
+        layers: linear maps, the last one included, at least 2.
     """
 
     def __init__(
@@ -37,31 +40,29 @@ class SIREN(nn.Module):
         hidden: int,
         outputs: int,
         omega_0: float = 30.0,
+        layers: int = 3,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        check_layers(layers, 2)
         self.omega_0 = omega_0
-        self.first = nn.Linear(dims, hidden, **dd)
-        self.second = nn.Linear(hidden, hidden, **dd)
+        self.linears = nn.ModuleList(nn.Linear(hidden if i else dims, hidden, **dd) for i in range(layers - 1))
         self.out = nn.Linear(hidden, outputs, **dd)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialize as published: first layer uniform in ±1/D, second in ±√(6/W)/ω0, biases as torch; unit output."""
-        for layer in (self.first, self.second, self.out):
-            layer.reset_parameters()
-        nn.init.uniform_(self.first.weight, -1 / self.first.in_features, 1 / self.first.in_features)
-        bound = math.sqrt(6 / self.second.in_features) / self.omega_0
-        nn.init.uniform_(self.second.weight, -bound, bound)
-        # A sine has variance ½.
-        nn.init.normal_(self.out.weight, std=math.sqrt(2 / self.out.in_features))
-        nn.init.zeros_(self.out.bias)
+        """Initialize as released: first layer uniform in ±1/D, others in ±√(6/W)/ω0, no biases; see `reset_output`."""
+        for i, layer in enumerate(self.linears):
+            bound = math.sqrt(6 / layer.in_features) / self.omega_0 if i else 1 / layer.in_features
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.zeros_(layer.bias)
+        reset_output(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.sin(self.omega_0 * affine(x, self.first.weight, self.first.bias))
-        x = torch.sin(self.omega_0 * affine(x, self.second.weight, self.second.bias))
+        for layer in self.linears:
+            x = torch.sin(self.omega_0 * affine(x, layer.weight, layer.bias))
         return affine(x, self.out.weight, self.out.bias)
 
 
@@ -74,25 +75,27 @@ class Gabor(nn.Module):
         hidden: int,
         order: int,
         omega_0: float | Sequence[float],
+        centers: tuple[float, float] = (-1.0, 1.0),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.order, self.omega_0 = order, omega_0
+        self.order, self.omega_0, self.centers = order, omega_0, centers
         empty = empty_parameters(device, dtype)
         self.mu, self.gamma = empty(hidden, dims), empty(hidden, dims)
         self.weight, self.bias = empty(hidden, dims), empty(hidden)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """μ uniform in [-1, 1], γ ~ Gamma(6/order, 1), W uniform in ±2πω0γ (ω0 one, or one per dimension), b in ±π."""
+        """μ uniform in `centers`, γ ~ Gamma(6/order, 1), W uniform in ±2πω0γ/√D (ω0 one, or one per axis), no b."""
         omega_0 = torch.as_tensor(self.omega_0, device=self.gamma.device, dtype=self.gamma.dtype)
+        scale = 2 * math.pi / math.sqrt(self.mu.shape[1])
         with torch.no_grad():
-            self.mu.uniform_(-1, 1)
+            self.mu.uniform_(*self.centers)
             concentration = torch.full(self.gamma.shape, 6.0 / self.order, device='cpu')
             self.gamma.copy_(torch.distributions.Gamma(concentration, 1.0).sample())
-            self.weight.uniform_(-1, 1).mul_(2 * math.pi * omega_0 * self.gamma)
-            self.bias.uniform_(-math.pi, math.pi)
+            self.weight.uniform_(-scale, scale).mul_(omega_0 * self.gamma)
+            self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         distance = (wide(self.gamma) * (x[:, None] - wide(self.mu))).square().sum(-1)
@@ -100,12 +103,14 @@ class Gabor(nn.Module):
 
 
 class MAGNet(nn.Module):
-    """h_1 = g_1, h_{i+1} = (W_i h_i + b_i) g_{i+1} with three Gabor filters, then linear: (M, D) -> (M, outputs).
+    """h_0 = g_0, h_{i+1} = g_{i+1} (W_i h_i + b_i) for `layers` maps, then linear: (M, D) -> (M, outputs).
 
     Args:
         dims, hidden, outputs: as SIREN.
-        omega_0: filter i starts with up to ω0·γ_i cycles per unit of a coordinate, where E γ_i = 6/i; one value, or one
-            for each dimension.
+        omega_0: the Gabor filter g_i starts with up to ω0·γ_i/√D cycles per unit of a coordinate, where
+            E γ_i = 6/(i + 1); one value, or one for each dimension.
+        layers: hidden maps; there is one filter more.
+        centers: where the centers of the filters start, uniformly; near the middle of the kernel's mask.
     """
 
     def __init__(
@@ -114,34 +119,36 @@ class MAGNet(nn.Module):
         hidden: int,
         outputs: int,
         omega_0: float | Sequence[float],
+        layers: int = 3,
+        centers: tuple[float, float] = (-1.0, 1.0),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        self.filters = nn.ModuleList(Gabor(dims, hidden, order, omega_0, **dd) for order in (1, 2, 3))
-        self.second = nn.Linear(hidden, hidden, **dd)
-        self.third = nn.Linear(hidden, hidden, **dd)
+        check_layers(layers, 1)
+        self.filters = nn.ModuleList(Gabor(dims, hidden, i + 1, omega_0, centers, **dd) for i in range(layers + 1))
+        self.linears = nn.ModuleList(nn.Linear(hidden, hidden, **dd) for _ in range(layers))
         self.out = nn.Linear(hidden, outputs, **dd)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Initialize as released: filters, maps uniform with the variance of their inputs and biases 1, the output."""
         for gabor in self.filters:
             gabor.reset_parameters()
-        for layer in (self.second, self.third, self.out):
-            # Keeps the variance: a sine halves it.
-            nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.in_features))
-            nn.init.zeros_(layer.bias)
+        for layer in self.linears:
+            reset_output(layer)
+            nn.init.ones_(layer.bias)
+        reset_output(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         h = x
         for i, gabor in enumerate(self.filters):
-            if i == 0:
-                h = gabor(x)
-            elif i == 1:
-                h = affine(h, self.second.weight, self.second.bias) * gabor(x)
-            else:
-                h = affine(h, self.third.weight, self.third.bias) * gabor(x)
+            # (TorchScript indexes no list of modules by a variable.)
+            for j, layer in enumerate(self.linears):
+                if j == i - 1:
+                    h = affine(h, layer.weight, layer.bias)
+            h = h * gabor(x) if i > 0 else gabor(x)
         return affine(h, self.out.weight, self.out.bias)
 
 
@@ -159,8 +166,10 @@ class CKConvKernel(Kernel):
         network: 'magnet' (FlexConv, CCNN) or 'siren' (CKConv).
         mask: whether there is a mask (FlexConv) or not (CKConv).
         hidden: W.
+        layers: of the network, see MAGNet and SIREN.
         omega_0: of the network. None: 30 for 'siren'; for 'magnet' such that the products of its filters, of
-            11·ω0 cycles per unit on average, begin below the Nyquist limit of the training grid (length / 4).
+            `mean_frequency(layers)`·ω0 cycles per unit on average, begin below the Nyquist limit of the training grid
+            (length / 4).
 
     Raises:
         ValueError: for sizes below 1, an unknown network, or a length that is not known (infinite) or below 2.
@@ -177,6 +186,7 @@ class CKConvKernel(Kernel):
         network: str = 'magnet',
         mask: bool = True,
         hidden: int = 32,
+        layers: int = 3,
         omega_0: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -186,10 +196,12 @@ class CKConvKernel(Kernel):
         check_network(network, hidden)
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.length = float(length)
-        build = SIREN if network == 'siren' else MAGNet
-        if omega_0 is None:
-            omega_0 = 30.0 if network == 'siren' else self.length / 44
-        self.network = build(1, hidden, channels * d_model, omega_0, **dd)
+        outputs = channels * d_model
+        if network == 'siren':
+            self.network = SIREN(1, hidden, outputs, 30.0 if omega_0 is None else omega_0, layers, **dd)
+        else:
+            omega_0 = self.length / (4 * mean_frequency(layers)) if omega_0 is None else omega_0
+            self.network = MAGNet(1, hidden, outputs, omega_0, layers, (-1.0, INITIAL_REACH - 1.0), **dd)
         self.register_buffer('norm', torch.empty((), **dd))
         self.register_parameter('log_width', nn.Parameter(torch.empty(channels, 1, 1, **dd)) if mask else None)
         self.reset_parameters()
@@ -223,6 +235,24 @@ def check_network(network: str, hidden: int) -> None:
     check_choice('network', network, NETWORKS, " for kernel 'ckconv'")
     if hidden < 1:
         raise ValueError(f'hidden must be at least 1, got {hidden}')
+
+
+def check_layers(layers: int, minimum: int) -> None:
+    """Raise ValueError unless there are at least `minimum` layers."""
+    if layers < minimum:
+        raise ValueError(f'layers must be at least {minimum}, got {layers}')
+
+
+def mean_frequency(layers: int) -> float:
+    """Σ E γ_i of the filters of MAGNet: of their product, in units of ω0."""
+    return sum(6.0 / (i + 1) for i in range(layers + 1))
+
+
+def reset_output(layer: nn.Linear) -> None:
+    """Weights uniform in ±√(3/in), which keeps the variance of what comes in, and no bias."""
+    bound = math.sqrt(3 / layer.in_features)
+    nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.zeros_(layer.bias)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

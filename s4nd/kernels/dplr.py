@@ -144,18 +144,24 @@ class S4Kernel(Timescale, RealPart, RecurrentKernel):
         d_im = dt / 2 * expand_ssm(wide(self.A_imag), H)
         norm = d_re * d_re + d_im * d_im
         f_re, f_im = d_re / norm, -d_im / norm
-        q_re = expand_ssm(wide(self.P)[..., 0], H).permute(1, 2, 0)  # (H, n, r)
-        q_im = expand_ssm(wide(self.P)[..., 1], H).permute(1, 2, 0)
+        p_re = expand_ssm(wide(self.P)[..., 0], H).permute(1, 2, 0)  # (H, n, r)
+        p_im = expand_ssm(wide(self.P)[..., 1], H).permute(1, 2, 0)
+        q_re = expand_ssm(wide(self.right())[..., 0], H).permute(1, 2, 0)
+        q_im = expand_ssm(wide(self.right())[..., 1], H).permute(1, 2, 0)
         Q = torch.cat([q_re, q_im], 1)
         F_re, F_im = f_re[..., None], f_im[..., None]
-        FQ = torch.cat([F_re * q_re - F_im * q_im, F_re * q_im + F_im * q_re], 1)
+        FP = torch.cat([F_re * p_re - F_im * p_im, F_re * p_im + F_im * p_re], 1)
         QF = torch.cat([F_re * q_re + F_im * q_im, F_re * q_im - F_im * q_re], 1)
         # Both parts of a mode have its dt.
         dt = (dt if dt.shape[1] == 1 else torch.cat([dt, dt], 1))[..., None]
-        core = torch.eye(self.rank, device=Q.device, dtype=Q.dtype) + torch.bmm(Q.transpose(1, 2), dt * FQ)
-        G = dt * (FQ / core if self.rank == 1 else torch.linalg.solve(core, FQ, left=False))
+        core = torch.eye(self.rank, device=Q.device, dtype=Q.dtype) + torch.bmm(Q.transpose(1, 2), dt * FP)
+        G = dt * (FP / core if self.rank == 1 else torch.linalg.solve(core, FP, left=False))
         B = torch.cat([expand_ssm(wide(self.B)[..., 0], H), expand_ssm(wide(self.B)[..., 1], H)], -1)
         return [f_re, f_im, G, QF, dt[..., 0] * B, self.readout()]
+
+    def right(self) -> Tensor:
+        """Q of the low-rank part P Q*, (r, S, n, 2): here P itself."""
+        return self.P
 
     def readout(self) -> Tensor:
         """(c, H, N): 2 (Re C, -Im C), modes above the band limit set to zero, float64."""

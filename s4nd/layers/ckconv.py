@@ -3,6 +3,9 @@
 Shape legend: B = batch, H = d_model, L1…Ld = size per axis, K = lags.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +26,8 @@ class CKConv(GridLayer):
         grid: size of each of 1 to 3 axes at training, at least 2 each.
         network: 'magnet' (FlexConv, CCNN) or 'siren' (CKConv).
         mask: whether the kernel has a Gaussian mask of trained width, and ends with it (FlexConv).
-        hidden: width of the network.
-        omega_0: largest initial frequency of the network, see `CKConvKernelND`.
+        hidden, layers, omega_0, points, causal, crop: see `CKConvKernelND`.
+        out_channels: O; None: depthwise. A number: every output has a kernel per input, (B, O, L1, …, Ld) out.
 
     Input (B, H, L1, …, Ld), output the same shape and dtype.
 
@@ -41,21 +44,38 @@ class CKConv(GridLayer):
         network: str = 'magnet',
         mask: bool = True,
         hidden: int = 32,
+        layers: int = 3,
         omega_0: float | None = None,
+        points: int | Sequence[int] | None = None,
+        causal: bool = False,
+        crop: float | None = 0.1,
+        out_channels: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(grid, device)
-        self.d_model = d_model
+        if out_channels is not None and out_channels < 1:
+            raise ValueError(f'out_channels must be at least 1, or None, got {out_channels}')
+        self.d_model, self.out_channels = d_model, out_channels
         self.kernel = CKConvKernelND(
-            d_model, grid, network=network, mask=mask, hidden=hidden, omega_0=omega_0, device=device, dtype=dtype
-        )
-        self.bias = nn.Parameter(torch.zeros(d_model, device=device, dtype=dtype))
+            d_model * (out_channels or 1), grid, network=network, mask=mask, hidden=hidden, layers=layers,
+            omega_0=omega_0, points=points, causal=causal, crop=crop, device=device, dtype=dtype,
+        )  # fmt: skip
+        self.bias = nn.Parameter(torch.zeros(out_channels or d_model, device=device, dtype=dtype))
+        self._scale_output()
 
     def reset_parameters(self) -> None:
         """Initialize the kernel; no bias."""
         self.kernel.reset_parameters()
+        self._scale_output()
         nn.init.zeros_(self.bias)
+
+    @torch.jit.unused
+    def _scale_output(self) -> None:
+        """Keep the variance of sums over the input features."""
+        if self.out_channels is not None:
+            with torch.no_grad():
+                self.kernel.network.out.weight.div_(math.sqrt(self.d_model))
 
     @torch.jit.unused
     def grid_changed(self) -> None:
@@ -68,8 +88,11 @@ class CKConv(GridLayer):
         size = list(x.shape[2:])
         steps = axis_steps(self._grid, size) if step is None else step
         taps = self.kernel(size, steps) if observed() else self._remembered_taps(size, steps)
-        bias = self.bias.reshape([-1] + [1] * len(size))
-        return full_conv(x, taps) + bias.to(x.dtype)
+        bias = self.bias.reshape([-1] + [1] * len(size)).to(x.dtype)
+        if self.out_channels is None:
+            return full_conv(x, taps) + bias
+        y = full_conv(torch.cat([x] * self.out_channels, 1), taps)
+        return y.unflatten(1, (self.out_channels, self.d_model)).sum(2) + bias
 
     @torch.jit.unused
     def _remembered_taps(self, size: list[int], steps: list[float]) -> Tensor:

@@ -18,7 +18,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from s4nd.layers import CKConv, GridLayer
-from s4nd.models._arguments import image_size
+from s4nd.models._arguments import choose, image_size
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
 from s4nd.models._parts import check_input
 
@@ -36,17 +36,30 @@ class Pointwise(nn.Linear):
         return F.conv1d(x.flatten(2), self.weight.unsqueeze(-1), self.bias).unflatten(2, x.shape[2:])
 
 
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, L1 … LD)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def make_norm(norm: str, dim: int, axes: int, **dd: Any) -> nn.Module:
+    """Build 'batch' or 'layer' norm of (B, dim, L1 … LD)."""
+    choose('norm', norm, ('batch', 'layer'))
+    return _BATCH_NORMS[axes](dim, **dd) if norm == 'batch' else ChannelNorm(dim, **dd)
+
+
 class CCNNStem(GridLayer):
     """CKConv -> linear -> norm -> GELU: (B, in_chans, L1 … LD) -> (B, dim, L1 … LD)."""
 
     def __init__(
-        self, in_chans: int, dim: int, grid: tuple[int, ...], mixer_args: Mapping[str, Any], **dd: Any
+        self, in_chans: int, dim: int, grid: tuple[int, ...], mixer_args: Mapping[str, Any], norm: str, **dd: Any
     ) -> None:
         super().__init__(grid, dd.get('device'))
         self.in_chans, self.spatial_dims = in_chans, len(grid)
         self.conv = CKConv(in_chans, grid, **mixer_args, **dd)
         self.proj = Pointwise(in_chans, dim, **dd)
-        self.norm = _BATCH_NORMS[len(grid)](dim, **dd)
+        self.norm = make_norm(norm, dim, len(grid), **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = check_input(x, self.in_chans, self.spatial_dims, 1)
@@ -66,7 +79,11 @@ class CCNNBlock(nn.Module):
         dim: channels.
         grid: size of each axis in training.
         mixer_args: keywords of `CKConv`.
+        proj_drop: dropout of whole channels, after the first GELU.
         drop_path: probability that a sample skips the block in training.
+        dim_out: channels out; None: dim. Others than dim come by a linear map.
+        norm: 'batch' or 'layer' (over channels).
+        prenorm: whether the norm stands before the convolution, or after the sum.
     """
 
     def __init__(
@@ -74,21 +91,32 @@ class CCNNBlock(nn.Module):
         dim: int,
         grid: tuple[int, ...],
         mixer_args: Mapping[str, Any],
+        *,
+        proj_drop: float = 0.0,
         drop_path: float = 0.0,
+        dim_out: int | None = None,
+        norm: str = 'batch',
+        prenorm: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        self.norm = _BATCH_NORMS[len(grid)](dim, **dd)
+        dim_out = dim if dim_out is None else dim_out
+        self.prenorm = prenorm
+        self.norm = make_norm(norm, dim if prenorm else dim_out, len(grid), **dd)
         self.conv = CKConv(dim, grid, **mixer_args, **dd)
-        self.proj = Pointwise(dim, dim, **dd)
-        self.out = Pointwise(dim, dim, **dd)
+        self.proj = Pointwise(dim, dim_out, **dd)
+        self.drop = nn.Dropout1d(proj_drop)
+        self.out = Pointwise(dim_out, dim_out, **dd)
+        self.shortcut = nn.Identity() if dim_out == dim else Pointwise(dim, dim_out, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.gelu(self.proj(self.conv(self.norm(x))))
-        return x + self.drop_path(F.gelu(self.out(y)))
+        y = F.gelu(self.proj(self.conv(self.norm(x) if self.prenorm else x)))
+        y = self.drop(y.flatten(2)).reshape(y.shape)
+        y = self.shortcut(x) + self.drop_path(F.gelu(self.out(y)))
+        return y if self.prenorm else self.norm(y)
 
 
 class CCNN(Backbone):
@@ -101,6 +129,7 @@ class CCNN(Backbone):
         grid: the same where D is not 2, for timm takes `img_size` for a height and a width; `create_model` moves it.
         dim: width. depths: blocks between feature levels.
         mixer_args: keywords of every `CKConv` (`timm.create_model` takes them one by one as well).
+        norm, prenorm, proj_drop_rate: see `CCNNBlock`.
 
     Raises:
         ValueError: `spatial_dims` is not 1, 2 or 3, an axis is too short for a network, or sizes are not positive.
@@ -117,7 +146,10 @@ class CCNN(Backbone):
         dim: int = 140,
         depths: tuple[int, ...] = (1, 1, 2),
         mixer_args: Mapping[str, Any] | None = None,
+        norm: str = 'batch',
+        prenorm: bool = True,
         drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
@@ -127,11 +159,14 @@ class CCNN(Backbone):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         size = image_size(img_size if grid is None else grid, spatial_dims)
         options = dict(mixer_args or {})
+        block = {'norm': norm, 'prenorm': prenorm, 'proj_drop': proj_drop_rate, **dd}
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         super().__init__(
-            stem=CCNNStem(in_chans, dim, size, options, **dd),
-            stages=[Stage([CCNNBlock(dim, size, options, p, **dd) for p in stage]) for stage in drop_paths],
-            norm=_BATCH_NORMS[spatial_dims](dim, **dd),
+            stem=CCNNStem(in_chans, dim, size, options, norm, **dd),
+            stages=[
+                Stage([CCNNBlock(dim, size, options, drop_path=p, **block) for p in stage]) for stage in drop_paths
+            ],
+            norm=make_norm(norm, dim, spatial_dims, **dd),
             head=ClassifierHead(dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd),
             feature_info=[dict(num_chs=dim, reduction=1) for _ in depths],
             in_chans=in_chans,
@@ -163,7 +198,7 @@ class CCNN(Backbone):
             elif module is self.head.fc and isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-            elif needs_reset and isinstance(module, (CKConv, *_BATCH_NORMS.values())):
+            elif needs_reset and isinstance(module, (CKConv, ChannelNorm, *_BATCH_NORMS.values())):
                 module.reset_parameters()
 
     @torch.jit.ignore

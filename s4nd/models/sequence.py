@@ -22,6 +22,8 @@ __all__ = ['FeedForward', 'S4Block', 'make_linear']
 class S4Block(nn.Module):
     """Compute x + W(GELU(S4(norm(x)))), where W may end in a gated linear unit: (B, L, W) -> (B, L, W).
 
+    With prenorm False it is norm(x + W(GELU(S4(x)))) (SSSD-S4).
+
     Args:
         d_model: W.
         mixer_args: keywords of `s4nd.S4`. In its kernel_args, n_ssm='d_model' gives each feature its own state matrix.
@@ -29,7 +31,8 @@ class S4Block(nn.Module):
         bidirectional: use the published two-sided layer, whose backward kernel begins at lag -1; it cannot stream.
         dropout: on the output of W, in training.
         condition: E; a vector per row is added to the input of S4 through a linear map. None: there is none.
-        norm: see `s4nd.layers.norms.make_norm`; 'layer', or 'scalar' as in trained published models.
+        norm: see `s4nd.layers.norms.make_norm`; 'layer', or 'scalar' as in trained published models. None: none.
+        prenorm: whether the norm stands before S4, or after the sum.
     """
 
     def __init__(
@@ -41,7 +44,8 @@ class S4Block(nn.Module):
         bidirectional: bool = False,
         dropout: float = 0.0,
         condition: int | None = None,
-        norm: str = 'layer',
+        norm: str | None = 'layer',
+        prenorm: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -55,7 +59,8 @@ class S4Block(nn.Module):
             layer['kernel_args'] = options | {'n_ssm': d_model}
         if bidirectional:
             layer |= {'bidirectional': True, 'cell': 'published'}
-        self.norm = make_norm(norm, d_model, **place)
+        self.norm = nn.Identity() if norm is None else make_norm(norm, d_model, **place)
+        self.prenorm = prenorm
         self.s4 = S4(d_model, **layer, **place)
         self.condition = None if condition is None else nn.Linear(condition, d_model, **place)
         self.glu = glu
@@ -70,14 +75,14 @@ class S4Block(nn.Module):
         self, x: Tensor, state: State | None = None, *, condition: Tensor | None = None
     ) -> Tensor | tuple[Tensor, State]:
         """Map a clip (B, L, W) with condition (B, E), or a stretch from a state to output and state."""
-        u = self.norm(x)
+        u = self.norm(x) if self.prenorm else x
         if self.condition is not None and condition is not None:
             u = u + self.condition(condition)[:, None]
         u = u.transpose(1, 2)  # (B, W, L)
         if state is None:
-            return x + self._output(self.s4(u).transpose(1, 2))
+            return self._add(x, self.s4(u).transpose(1, 2))
         y, state = self.s4(u, state)
-        return x + self._output(y.transpose(1, 2)), state
+        return self._add(x, y.transpose(1, 2)), state
 
     def init_state(self, batch: int) -> State:
         """Return the state before the first sample: a flat dict of tensors, batch first."""
@@ -89,12 +94,14 @@ class S4Block(nn.Module):
 
     def step(self, x: Tensor, state: State, system: Any = None) -> tuple[Tensor, State]:
         """Map one sample (B, W) -> (B, W) and return the new state; `state` itself is not changed."""
-        y, state = self.s4.step(self.norm(x), state, system)
-        return x + self._output(y), state
+        y, state = self.s4.step(self.norm(x) if self.prenorm else x, state, system)
+        return self._add(x, y), state
 
-    def _output(self, y: Tensor) -> Tensor:
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        """The block's output from its input x and that of its S4 layer, y."""
         y = self.linear(F.gelu(y))
-        return self.drop(F.glu(y, dim=-1) if self.glu else y)
+        y = x + self.drop(F.glu(y, dim=-1) if self.glu else y)
+        return y if self.prenorm else self.norm(y)
 
 
 class FeedForward(nn.Module):

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 from s4nd.diffusion import Diffusion, normal_like, step_features, step_network
-from s4nd.models.sequence import S4Block
+from s4nd.layers import S4
+from s4nd.models.sequence import S4Block, make_linear
 from s4nd.seeds import generator
 
 __all__ = ['SSSDS4', 'Imputer', 'SSSDBlock', 'check_series', 'gated_output', 'impute']
@@ -33,6 +35,7 @@ class Imputer(nn.Module):
         d_model: H.
         blocks: at least one, each (x (B, L, H), known (B, L, 2C), condition (B, E)) -> the next x, skip (B, L, H);
             `known` holds the observed values, zero elsewhere, and the mask.
+        skip: features of the skips; None: H.
         condition: E, of the step embedding that all blocks are given.
         diffusion: keywords of `Diffusion`, the process that the network undoes, kept as `diffusion`.
 
@@ -46,10 +49,12 @@ class Imputer(nn.Module):
         d_model: int,
         blocks: Iterable[nn.Module],
         *,
+        skip: int | None = None,
         condition: int = 512,
         diffusion: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        skip = d_model if skip is None else skip
         for name, value in [('channels', channels), ('d_model', d_model), ('condition', condition)]:
             if value < 1:
                 raise ValueError(f'{name} must be at least 1, got {value}')
@@ -58,18 +63,18 @@ class Imputer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         if not self.blocks:
             raise ValueError('n_layers must be at least 1, got no block')
-        self.enter = nn.Linear(channels, d_model)
+        self.enter = make_linear(channels, d_model, True)
         self.step_embedding = step_network(condition)
-        last = nn.Linear(d_model, channels)
+        last = nn.Linear(skip, channels)
         # As in DiffWave: the untrained model predicts zero.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.leave = nn.Sequential(nn.Linear(d_model, d_model), nn.ReLU(), last)
+        self.leave = nn.Sequential(make_linear(skip, skip, True), nn.ReLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Map noised series x (B, C, L), diffusion step (B,), observed values and their mask to a prediction (B, C, L).
+        """Map noised series x (B, C, L), index of the step (B,), observed values and mask to a prediction (B, C, L).
 
-        x is read at missing places only, `values` at observed ones only.
+        `values` is read at observed places only. x holds the values there, where noise is on missing ones only.
 
         Raises:
             ValueError: for shapes that do not fit.
@@ -79,11 +84,12 @@ class Imputer(nn.Module):
                 f'expected two series (batch, {self.channels}, length) and one step per row, '
                 f'got {tuple(x.shape)}, {tuple(values.shape)} and {tuple(t.shape)}'
             )
-        condition = self.step_embedding(step_features(t).to(self.enter.weight.dtype))
+        features = step_features(t, self.step_embedding[0].in_features)
+        condition = self.step_embedding(features.to(self.leave[-1].weight.dtype))
         observed = torch.where(mask, values, 0)
         known = torch.cat([observed, mask.to(values.dtype)], 1).transpose(1, 2)  # (B, L, 2C)
-        y = F.relu(self.enter(torch.where(mask, values, x).transpose(1, 2)))  # (B, L, H)
-        total = torch.zeros_like(y)
+        y = F.relu(self.enter(x.transpose(1, 2)))  # (B, L, H)
+        total = 0.0
         for block in self.blocks:
             y, skip = block(y, known, condition)
             total = total + skip
@@ -97,14 +103,14 @@ class SSSDBlock(nn.Module):
     residual (times √½) and skip.
     """
 
-    def __init__(self, channels: int, d_model: int, condition: int, **options: Any) -> None:
+    def __init__(self, channels: int, d_model: int, skip: int, condition: int, **options: Any) -> None:
         super().__init__()
         self.condition = nn.Linear(condition, d_model)
-        self.conv = nn.Conv1d(d_model, 2 * d_model, 3, padding=1)
-        self.s4_1 = S4Block(2 * d_model, glu=False, bidirectional=True, **options)
-        self.s4_2 = S4Block(2 * d_model, glu=False, bidirectional=True, **options)
-        self.known = nn.Linear(2 * channels, 2 * d_model)
-        self.out = nn.Linear(d_model, 2 * d_model)
+        self.conv = weight_norm(nn.Conv1d(d_model, 2 * d_model, 3, padding=1))
+        self.s4_1 = S4Block(2 * d_model, glu=False, prenorm=False, **options)
+        self.s4_2 = S4Block(2 * d_model, glu=False, prenorm=False, **options)
+        self.known = make_linear(2 * channels, 2 * d_model, True)
+        self.out = make_linear(d_model, d_model + skip, True)
 
     def forward(self, x: Tensor, known: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         y = x + self.condition(condition)[:, None]  # (B, L, H)
@@ -113,25 +119,29 @@ class SSSDBlock(nn.Module):
 
 
 def gated_output(x: Tensor, y: Tensor, out: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Map x (B, L, H) and what its block made of it (B, L, 2H) to the next x and the skip, by a map H -> 2H."""
+    """Map x (B, L, H) and what its block made of it (B, L, 2H) to the next x and the skip, by a map H -> H + skip."""
     signal, gate = y.chunk(2, -1)
-    residual, skip = out(torch.tanh(signal) * torch.sigmoid(gate)).chunk(2, -1)
+    y = out(torch.tanh(signal) * torch.sigmoid(gate))
+    residual, skip = y.split([x.shape[-1], y.shape[-1] - x.shape[-1]], -1)
     return (x + residual) * 0.5**0.5, skip
 
 
 class SSSDS4(Imputer):
     """SSSD-S4: each block sees the whole series, in both directions, through two S4 layers.
 
-    The published size is d_model 256 and 36 layers. The S4 layer is SaShiMi's two-sided block, which normalizes first;
-    the publication normalizes last.
+    The network is that of the released code: weight-normalized maps, S4 layers that normalize after the sum and have no
+    gate, and of S4 only C, D and the output map are trained. The published size is d_model 256 and 36 layers.
 
     Args:
         channels: C of the series.
         d_model: H.
         n_layers: residual blocks.
         mixer_args: keywords of `s4nd.S4`.
+        bidirectional: whether S4 sees both directions; published: True.
+        norm: of the S4 layers; None: none. Published: 'layer'.
+        freeze: whether dt, A, B and P of the S4 layers stay as they start, as released.
         dropout: in each S4 layer, in training.
-        condition, diffusion: see `Imputer`.
+        skip, condition, diffusion: see `Imputer`.
     """
 
     def __init__(
@@ -141,13 +151,23 @@ class SSSDS4(Imputer):
         n_layers: int = 6,
         *,
         mixer_args: Mapping[str, Any] | None = None,
+        bidirectional: bool = True,
+        norm: str | None = 'layer',
+        freeze: bool = True,
         dropout: float = 0.0,
+        skip: int | None = None,
         condition: int = 512,
         diffusion: Mapping[str, Any] | None = None,
     ) -> None:
-        options = {'mixer_args': mixer_args, 'dropout': dropout}
-        blocks = (SSSDBlock(channels, d_model, condition, **options) for _ in range(n_layers))
-        super().__init__(channels, d_model, blocks, condition=condition, diffusion=diffusion)
+        options = {'mixer_args': mixer_args, 'dropout': dropout, 'bidirectional': bidirectional, 'norm': norm}
+        features = d_model if skip is None else skip
+        blocks = (SSSDBlock(channels, d_model, features, condition, **options) for _ in range(n_layers))
+        super().__init__(channels, d_model, blocks, skip=skip, condition=condition, diffusion=diffusion)
+        if freeze:
+            for layer in self.modules():
+                if isinstance(layer, S4):
+                    for name, parameter in layer.kernels.named_parameters():
+                        parameter.requires_grad_(name.endswith('.C'))
 
 
 @torch.no_grad()
@@ -176,12 +196,15 @@ def impute(
             observed value, a mask without a missing one, or an observed value that is not finite.
     """
     check_series(values, mask)
-    dtype = model.enter.weight.dtype
+    dtype = model.leave[-1].weight.dtype
     clean = torch.where(mask, values, 0).to(dtype)
     random = [generator(seed, row, values.device) for row in range(len(values))]
-    drawn = model.diffusion.sample(
-        lambda x, t: model(x, t, clean, mask), normal_like(clean, random), steps=steps, random=random, progress=progress
-    )
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        return model(torch.where(mask, clean, x), t, clean, mask)
+
+    noise = normal_like(clean, random)
+    drawn = model.diffusion.sample(denoise, noise, steps=steps, random=random, progress=progress)
     return torch.where(mask, values, drawn.to(values.dtype))
 
 

@@ -1,12 +1,11 @@
 """The head of ViS4mer: S4 over a long sequence of features, with a pyramid over time (arXiv 2204.01692).
 
-tokens -> linear -> L x [x + dropout(S4 block(LayerNorm(x))) -> mean of each two tokens -> linear d -> d/2 -> GELU] ->
-mean -> linear. A token is a frame's feature, or one of its patches.
+tokens -> linear, where the widths differ -> L x [x + dropout(S4 block(LayerNorm(x))) -> mean of each two tokens ->
+linear d -> d/2 -> GELU] -> mean -> linear. A token is a frame's feature, or one of its patches.
 
 Shape legend: B = batch, T = tokens (frames, where a frame is one token), D = features of a token, d = dim.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,8 +33,9 @@ class ViS4merBlock(nn.Module):
         mixer_args: keywords of `S4`.
         proj_drop: dropout of whole features, behind the GELU and behind the linear map.
         drop_path: probability that a clip skips the residual branch in training.
+        prenorm: whether the norm stands before S4, or after the sum.
 
-    (B, T, dim) -> (B, ceil(T/2), dim/2): where T is odd, the last token stands for itself.
+    (B, T, dim) -> (B, T // 2, dim/2): an odd last token is dropped, but a single one is kept.
     """
 
     def __init__(
@@ -45,11 +45,13 @@ class ViS4merBlock(nn.Module):
         mixer_args: Mapping[str, Any],
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
+        prenorm: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        self.prenorm = prenorm
         self.norm = nn.LayerNorm(dim, **dd)
         self.mixer = S4(dim, None if length is None else (length,), **mixer_args, **dd)
         self.out = nn.Linear(dim, dim, **dd)
@@ -63,24 +65,26 @@ class ViS4merBlock(nn.Module):
             module.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.gelu(self.mixer(self.norm(x).transpose(1, 2)))  # (B, dim, T)
+        u = self.norm(x) if self.prenorm else x
+        y = F.gelu(self.mixer(u.transpose(1, 2)))  # (B, dim, T)
         y = self.out(self.proj_drop(y).transpose(1, 2))
         y = self.proj_drop(y.transpose(1, 2)).transpose(1, 2)
         x = x + self.drop_path(y)
+        x = x if self.prenorm else self.norm(x)
         return F.gelu(self.reduce(halve(x)))
 
 
 def halve(x: Tensor) -> Tensor:
-    """The mean of each two tokens, and of an odd last one by itself: (B, T, d) -> (B, ceil(T/2), d)."""
-    if x.shape[1] % 2:
-        return torch.cat([halve(x[:, :-1]), x[:, -1:]], 1)
+    """The mean of each two tokens, without an odd last one: (B, T, d) -> (B, T // 2, d); a single token stays."""
+    if x.shape[1] == 1:
+        return x
     # Unlike a pooling it keeps nothing for the gradients.
-    first, second = x.unflatten(1, (x.shape[1] // 2, 2)).unbind(2)
+    first, second = x[:, : x.shape[1] // 2 * 2].unflatten(1, (x.shape[1] // 2, 2)).unbind(2)
     return (first + second) / 2
 
 
 def _tokens_at(level: int, length: int) -> int:
-    return math.ceil(length / 2**level)
+    return max(1, length // 2**level)
 
 
 class ViS4merHead(LayoutModule):
@@ -98,17 +102,22 @@ class ViS4merHead(LayoutModule):
             of training, and more tokens are a longer clip.
         dim: d, width of the first level; each level halves it. Published: 1024.
         depth: L, number of levels. Published: 3.
-        mixer_args: keywords of `S4` (`timm.create_model` takes them one by one as well); causal by default, as
-            published.
+        mixer_args: keywords of `S4` (`timm.create_model` takes them one by one as well). By default, as published, it
+            is causal and its kernel is 'nplr'; 's4' is the stable form of it.
         drop_rate: dropout before the classifier.
         proj_drop_rate: dropout of whole features in the blocks. Published: 0.2.
         drop_path_rate: of the last level's residual branch, growing linearly from 0.
+        prenorm: see `ViS4merBlock`. Published: True.
+
+    Where in_chans equals dim the first linear map is not applied, as published; its weights are in the state dict
+    (1,049,600 of the 3,584,074 at the published size) and are not trained.
 
     Raises:
         ValueError: sizes that do not fit each other, and in the forward for anything but (B, T >= 1, in_chans).
     """
 
     output_fmt = 'NLC'
+    kernel = 'nplr'
 
     def __init__(
         self,
@@ -122,6 +131,7 @@ class ViS4merHead(LayoutModule):
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.2,
         drop_path_rate: float = 0.0,
+        prenorm: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -137,15 +147,16 @@ class ViS4merHead(LayoutModule):
             dict(num_chs=dim // 2 ** (i + 1), reduction=2 ** (i + 1), module=f'blocks.{i}') for i in range(depth)
         ]
         self.num_features = self.head_hidden_size = dim // 2**depth
-        self.proj = nn.Linear(in_chans, dim, **dd)
+        self.proj = nn.Linear(in_chans, dim, **dd).requires_grad_(in_chans != dim)
         self.blocks = nn.Sequential(
             *(
                 ViS4merBlock(
                     dim // 2**i,
                     None if length is None else _tokens_at(i, length),
-                    mixer_args or {},
+                    {'kernel': self.kernel, **(mixer_args or {})},
                     proj_drop_rate,
                     drop,
+                    prenorm,
                     **dd,
                 )
                 for i, drop in enumerate(calculate_drop_path_rates(drop_path_rate, depth))
@@ -223,7 +234,8 @@ class ViS4merHead(LayoutModule):
 
     def _levels(self, x: Tensor) -> Iterator[Tensor]:
         """Level after level of the pyramid."""
-        x = self.proj(self.tokens(x))
+        x = self.tokens(x)
+        x = x if self.proj.in_features == self.proj.out_features else self.proj(x)
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
             x = checkpoint(block, x) if recompute else block(x)

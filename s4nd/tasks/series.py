@@ -174,4 +174,4 @@ def imputation_loss(
     if not where.any():
         raise ValueError('all missing values are unknown (NaN): there is nothing to learn from')
     clean = values.nan_to_num(0.0, 0.0, 0.0)
-    return diffusion.loss(lambda x, t: model(x, t, clean, mask), clean, random, where)
+    return diffusion.loss(lambda x, t: model(torch.where(mask, clean, x), t, clean, mask), clean, random, where)

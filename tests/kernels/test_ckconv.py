@@ -18,30 +18,41 @@ def test_networks_of_several_coordinates(dims: int) -> None:
     torch.manual_seed(0)
     x = torch.rand(7, dims, dtype=DOUBLE) * 2 - 1
     siren = SIREN(dims, 5, 4, 20.0, dtype=DOUBLE)
-    layers = [(layer.weight, layer.bias) for layer in (siren.first, siren.second, siren.out)]
+    layers = [(layer.weight, layer.bias) for layer in (*siren.linears, siren.out)]
     true = torch.stack([oracles.siren(point, layers, 20.0) for point in x])
     torch.testing.assert_close(siren(x), true, atol=1e-12, rtol=0)
     magnet = MAGNet(dims, 5, 4, 0.7, dtype=DOUBLE)
-    layers = [(layer.weight, layer.bias) for layer in (magnet.second, magnet.third, magnet.out)]
+    layers = [(layer.weight, layer.bias) for layer in (*magnet.linears, magnet.out)]
     gabors = [(g.gamma, g.mu, g.weight, g.bias) for g in magnet.filters]
     true = torch.stack([oracles.magnet(point, gabors, layers) for point in x])
     torch.testing.assert_close(magnet(x), true, atol=1e-12, rtol=0)
 
 
-def test_initial_frequencies() -> None:
-    """SIREN: up to ω0 radians a unit. MAGNet: γ ~ Gamma(6/i, 1) and up to ω0 γ cycles a unit, below Nyquist in sum."""
+@pytest.mark.parametrize('layers', [2, 4])
+def test_numbers_of_layers(layers: int) -> None:
+    siren, magnet = SIREN(2, 5, 3, layers=layers), MAGNet(2, 5, 3, 1.0, layers)
+    assert (len(siren.linears), len(magnet.linears), len(magnet.filters)) == (layers - 1, layers, layers + 1)
+    for network, least in ((SIREN, 2), (MAGNet, 1)):
+        with pytest.raises(ValueError, match=f'layers must be at least {least}, got {least - 1}'):
+            network(2, 5, 3, 1.0, least - 1)
+
+
+@pytest.mark.parametrize('dims', [1, 2])
+def test_initial_frequencies(dims: int) -> None:
+    """SIREN: up to ω0 radians a unit. MAGNet: γ ~ Gamma(6/i, 1), up to ω0 γ/√D cycles a unit, below Nyquist in sum."""
     torch.manual_seed(0)
     siren = SIREN(1, 1024, 1)
-    assert 0.99 < siren.first.weight.abs().max() <= 1
+    assert 0.99 < siren.linears[0].weight.abs().max() <= 1
     omega_0 = CKConvKernel(1, length=88).network.filters[0].omega_0
     total = torch.zeros(())
-    for order in (1, 2, 3):
-        gabor = Gabor(1, 4096, order, omega_0)
+    for order in (1, 2, 3, 4):
+        gabor = Gabor(dims, 4096, order, omega_0, (-1.0, -0.875))
         assert abs(gabor.gamma.mean() / (6 / order) - 1) < 0.06
         assert abs(gabor.gamma.var() / (6 / order) - 1) < 0.15
-        cycles = gabor.weight.abs() / (2 * math.pi)
-        assert (cycles <= omega_0 * gabor.gamma + 1e-5).all()
-        assert -1 <= gabor.mu.min() < -0.99
+        cycles = gabor.weight.abs() / (2 * math.pi) * dims**0.5
+        assert (cycles <= omega_0 * gabor.gamma + 1e-5).all() and (cycles / gabor.gamma).max() > 0.99 * omega_0
+        assert -1 <= gabor.mu.min() < -0.99 and -0.88 < gabor.mu.max() <= -0.875
+        assert not gabor.bias.any()
         total = total + omega_0 * gabor.gamma.mean()
     assert abs(total / (88 / 4) - 1) < 0.05  # Nyquist: 88 samples in 2 units
 

@@ -118,8 +118,7 @@ def oracle(kernel: Kernel, length: int, step: float) -> Tensor:
 def coordinate_taps(kernel: CKConvKernel, length: int, step: float) -> Tensor:
     """The network of a CKConv kernel at one coordinate after the other, times mask and step."""
     network, taps = kernel.network, []
-    names = ('first', 'second', 'out') if isinstance(network, SIREN) else ('second', 'third', 'out')
-    layers = [(getattr(network, name).weight, getattr(network, name).bias) for name in names]
+    layers = [(layer.weight, layer.bias) for layer in (*network.linears, network.out)]
     for lag in range(length):
         t = (lag + 0.5) * step / kernel.length
         x = torch.tensor([2 * t - 1], dtype=torch.float64)

@@ -35,7 +35,7 @@ def test_products_are_of_modes_or_of_real_entries(name: str) -> None:
     x, y = torch.randn_like(kernel.init_state(3)['x']), torch.randn_like(kernel.init_state(3)['x'])
     if name in ('s4d', 'dss-exp'):
         true = torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(y))
-    elif name == 's4':
+    elif name in ('s4', 'nplr'):
         modes = torch.complex(x[..., :3], x[..., 3:]) * torch.complex(y[..., :3], y[..., 3:])
         true = torch.cat([modes.real, modes.imag], -1)
     else:

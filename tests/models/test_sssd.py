@@ -62,7 +62,7 @@ def test_the_blocks_are_joined_by_skips() -> None:
     x, t = torch.randn_like(values), torch.tensor([1, 5, 10])
     condition = model.step_embedding(step_features(t).float())
     known = torch.cat([values * mask, mask.float()], 1).transpose(1, 2)
-    h0 = model.enter((values * mask + x * ~mask).transpose(1, 2)).relu()
+    h0 = model.enter(x.transpose(1, 2)).relu()
     h1, skip1 = model.blocks[0](h0, known, condition)
     _, skip2 = model.blocks[1](h1, known, condition)
     expected = model.leave((skip1 + skip2) / math.sqrt(2)).transpose(1, 2)
@@ -75,17 +75,25 @@ def test_the_untrained_model_predicts_no_noise() -> None:
 
 
 @torch.no_grad()
-def test_noise_is_read_where_values_are_missing_only() -> None:
+def test_what_the_network_reads() -> None:
+    """x everywhere, values at observed places only, the step; in sampling x holds the values at observed places."""
     model, (values, mask) = make_model(), series()
     x, t = torch.randn_like(values), torch.tensor([3, 3, 3])
     y = model(x, t, values, mask)
-    assert torch.equal(y, model(torch.where(mask, 99.0, x), t, values, mask))
     assert torch.equal(y, model(x, t, torch.where(mask, values, 99.0), mask))
-    for change in (torch.where(mask, x, x + 1), torch.where(mask, x + 1, x)):
-        # Whatever is changed in the right place is seen, in every row.
-        seen = model(change, t, values, mask) if not mask.logical_and(change != x).any() else model(x, t, change, mask)
-        assert ((seen - y).abs().amax((1, 2)) > 1e-6).all()
-    assert not torch.allclose(y, model(x, t + 1, values, mask))
+    for other in (model(x + 1, t, values, mask), model(x, t, values + mask, mask), model(x, t + 1, values, mask)):
+        assert ((other - y).abs().amax((1, 2)) > 1e-6).all()
+    seen = []
+    model.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    impute(model, values, mask, steps=3)
+    assert len(seen) == 3 and all(torch.equal(x[mask], values[mask]) for x in seen)
+
+
+@torch.no_grad()
+def test_of_s4_only_c_and_d_are_trained() -> None:
+    trained = {name for name, p in make_model().named_parameters() if p.requires_grad and '.s4.' in name}
+    assert {name.rsplit('.', 1)[-1] for name in trained} == {'C', 'D'}
+    assert all(p.requires_grad for p in SSSDS4(**ARGS, freeze=False).parameters())
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ def slow_block(block: ViS4merBlock, x: Tensor, step: float) -> Tensor:
     taps = oracle(kernel, count, step)[0]  # (d, T)
     y = oracles.direct_conv(u, taps, [0]) + block.mixer.D[0][:, None] * u
     x = x + F.gelu(y).transpose(1, 2) @ block.out.weight.T + block.out.bias
-    pooled = [x[:, i : i + 2].mean(1) for i in range(0, count, 2)]
+    pooled = [x[:, i : i + 2].mean(1) for i in range(0, max(1, count - 1), 2)]
     return F.gelu(torch.stack(pooled, 1) @ block.reduce.weight.T + block.reduce.bias)
 
 
@@ -62,7 +62,7 @@ def slow_head(model: ViS4merHead, x: Tensor, steps: list[float]) -> Tensor:
         (11, None, [1, 1, 1]),
         (1, None, [1, 1, 1]),
         (16, 8, [0.5, 0.5, 0.5]),
-        (5, 10, [2, 5 / 3, 3 / 2]),  # levels of 5, 3, 2 tokens on grids of 10, 5, 3
+        (5, 10, [2, 5 / 2, 2]),  # levels of 5, 2, 1 tokens on grids of 10, 5, 2
     ],
 )
 def test_equals_its_definition(kernel: str, count: int, length: int | None, steps: list[float]) -> None:
@@ -79,13 +79,32 @@ def test_equals_its_definition(kernel: str, count: int, length: int | None, step
 
 
 def test_published_size() -> None:
-    """Linear 1024 -> 1024, then a level of width d: norm, D, C, dt (65 d + 3 d), two linear maps, and A, B, P."""
+    """Linear 1024 -> 1024, then a level of width d: norm, D, dt, B, P, C and Q (4 · 64 d), Λ, two linear maps."""
     model = timm.create_model('vis4mer_base_head', device='meta')
     expected = 1024 * 1025 + 128 * 10 + 10
     for d in (1024, 512, 256):
-        expected += 2 * d + d + 64 * d + d + 32 * 2 + 2 * 32 * 2 + d * (d + 1) + d // 2 * (d + 1)
+        expected += 2 * d + d + d + 4 * 64 * d + 32 * 2 + d * (d + 1) + d // 2 * (d + 1)
+    assert expected == 3_584_074
     assert sum(p.numel() for p in model.parameters()) == expected
     assert model.num_features == 128 and [block.mixer.d_model for block in model.blocks] == [1024, 512, 256]
+
+
+def test_a_first_map_between_equal_widths_is_not_applied() -> None:
+    model, x = head(16), noise(2, 8, 16)
+    y = model(x)
+    with torch.no_grad():
+        model.proj.weight.add_(1.0)
+    assert torch.equal(model(x), y) and not any(p.requires_grad for p in model.proj.parameters())
+
+
+@pytest.mark.parametrize('prenorm', [True, False])
+def test_norms_stand_before_or_after(prenorm: bool) -> None:
+    block, x = head(prenorm=prenorm).blocks[0], noise(2, 8, 16)
+    x = x if prenorm else block.norm(x)
+    u = block.norm(x) if prenorm else x
+    y = x + block.out(F.gelu(block.mixer(u.transpose(1, 2))).transpose(1, 2))
+    y = y if prenorm else block.norm(y)
+    torch.testing.assert_close(block(x), F.gelu(block.reduce(y.unflatten(1, (4, 2)).mean(2))))
 
 
 def test_causal_unless_bidirectional() -> None:
@@ -103,7 +122,7 @@ def test_any_number_of_tokens(count: int) -> None:
     logits = model(noise(2, count, 6))
     assert logits.shape == (2, 3) and logits.isfinite().all()
     lengths = [level.shape[1] for level in model.forward_intermediates(noise(2, count, 6), intermediates_only=True)]
-    assert lengths == [-(-count // 2), -(-count // 4), -(-count // 8)]
+    assert lengths == [max(1, count // 2), max(1, count // 4), max(1, count // 8)]
 
 
 def test_a_frame_rate_is_a_step() -> None:
@@ -210,7 +229,7 @@ def test_levels_and_pruning(make) -> None:
     x = noise(2, 11, 6) if make is head else noise(2, 3, 11, 32, 32)
     final, levels = model.forward_intermediates(x)
     torch.testing.assert_close(final, model.forward_features(x), atol=0, rtol=0)
-    assert [tuple(level.shape) for level in levels] == [(2, 6, 8), (2, 3, 4), (2, 2, 2)]
+    assert [tuple(level.shape) for level in levels] == [(2, 5, 8), (2, 2, 4), (2, 1, 2)]
     turned = model.forward_intermediates(x, indices=1, output_fmt='NCL', intermediates_only=True)
     torch.testing.assert_close(turned[0], final.transpose(1, 2), atol=0, rtol=0)
     for index, expected in enumerate(levels):

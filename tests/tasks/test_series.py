@@ -114,15 +114,22 @@ def test_the_loss_counts_missing_values_only() -> None:
 
     diffusion = Diffusion(steps=10)
     loss = imputation_loss(network, diffusion, values, mask, torch.Generator().manual_seed(3))
-    alpha_bar = diffusion.alpha_bar[seen['t']][:, None, None].float()
+    alpha_bar = diffusion.alpha_bar[seen['t'] + 1][:, None, None].float()
+    assert torch.equal(seen['x'][mask], values[mask])
     noise = (seen['x'] - alpha_bar.sqrt() * values) / (1 - alpha_bar).sqrt()
     assert loss.item() == pytest.approx(noise[~mask].square().mean().item(), rel=1e-3)
 
 
-def test_the_gradient_of_the_loss_reaches_every_parameter() -> None:
+@pytest.mark.parametrize('freeze', [True, False])
+def test_the_gradient_of_the_loss_reaches_every_parameter_that_is_trained(freeze: bool) -> None:
     model, (values, mask) = make_model(), series()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad or not freeze)
     imputation_loss(model, model.diffusion, values, mask, torch.Generator().manual_seed(3)).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    if freeze:
+        return
     ssm = param_groups(model, lr=0.01)[-1]['params']
     assert len(ssm) == 4 * 5  # log_dt, log_A_real, A_imag, B and P of two S4 layers in two blocks
 

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-__all__ = ['MaskDraw', 'blackout', 'future', 'parse_mask', 'random_missing']
+__all__ = ['MaskDraw', 'blackout', 'future', 'missing_segments', 'parse_mask', 'random_missing']
 
 # (shape of the series, CPU generator) -> a mask of that shape.
 MaskDraw = Callable[[Sequence[int], torch.Generator | None], Tensor]
@@ -45,6 +45,19 @@ def blackout(shape: Sequence[int], random: torch.Generator | None = None, *, len
     return ((place < start) | (place >= start + length)).expand(tuple(shape)).clone()
 
 
+def missing_segments(shape: Sequence[int], random: torch.Generator | None = None, *, length: int) -> Tensor:
+    """Draw a mask (B, C, L) in which each channel by itself misses one of the consecutive segments of `length` samples.
+
+    The last segment may be shorter. This is "missing not at random" (mnr) of SSSD (arXiv 2208.09399).
+
+    Raises:
+        ValueError: unless 1 <= length < L.
+    """
+    total = _length(shape, length)
+    segment = torch.randint(0, -(-total // length), (*shape[:2], 1), generator=random)
+    return torch.arange(total) // length != segment
+
+
 def future(shape: Sequence[int], random: torch.Generator | None = None, *, length: int) -> Tensor:
     """Return the mask (B, C, L) of a forecast: the last `length` samples are missing, in all channels.
 
@@ -56,17 +69,20 @@ def future(shape: Sequence[int], random: torch.Generator | None = None, *, lengt
 
 
 def parse_mask(text: str) -> MaskDraw:
-    """Read how masks are drawn: 'random:0.5' (share), 'gap:16' or 'forecast:16' (samples).
+    """Read how masks are drawn: 'random:0.5' (share), 'gap:16', 'mnr:16' or 'forecast:16' (samples).
 
     Raises:
         ValueError: for any other text.
     """
-    match = re.fullmatch(r'(random):(0?\.\d+)|(gap|forecast):([1-9]\d*)', str(text))
+    match = re.fullmatch(r'(random):(0?\.\d+)|(gap|mnr|forecast):([1-9]\d*)', str(text))
     if match is None or (match[1] and not float(match[2]) > 0):
-        raise ValueError(f"expected 'random:<share below 1>', 'gap:<samples>' or 'forecast:<samples>', got '{text}'")
+        raise ValueError(
+            f"expected 'random:<share below 1>', 'gap:<samples>', 'mnr:<samples>' or 'forecast:<samples>', got '{text}'"
+        )
     if match[1]:
         return partial(random_missing, share=float(match[2]))
-    return partial(blackout if match[3] == 'gap' else future, length=int(match[4]))
+    draw = {'gap': blackout, 'mnr': missing_segments, 'forecast': future}[match[3]]
+    return partial(draw, length=int(match[4]))
 
 
 def _length(shape: Sequence[int], missing: int = 1) -> int:

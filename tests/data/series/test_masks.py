@@ -34,7 +34,8 @@ def test_a_forecast_takes_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ('text', 'missing'), [('random:0.25', [5, 5]), ('random:.5', [10, 10]), ('gap:4', [4, 4]), ('forecast:3', [3, 3])]
+    ('text', 'missing'),
+    [('random:0.25', [5, 5]), ('random:.5', [10, 10]), ('gap:4', [4, 4]), ('mnr:4', [4, 4]), ('forecast:3', [3, 3])],
 )
 def test_masks_are_read_from_text(text: str, missing: list[int]) -> None:
     mask = parse_mask(text)((1, 2, 20), torch.Generator().manual_seed(0))
