@@ -40,6 +40,31 @@ def by_hand(x: Tensor) -> bool:
     return not observed() and (x.device.type == 'cpu' or x.device.type == 'cuda')
 
 
+def takes_operators() -> bool:
+    """Whether an operator of our own may be called: eagerly or compiled, not where each step must be seen."""
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return not _is_observed()
+
+
+@torch.jit.unused
+def autocasted(x: Tensor) -> Tensor:
+    """x as convolutions take it: in the dtype of autocast, where that is on."""
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
+# Elsewhere a CPU imitates products in half precision, slower than in float32.
+_CPU_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@torch.jit.unused
+def half_products(x: Tensor) -> bool:
+    """Whether the device multiplies the halves of x with sums in float32."""
+    return x.is_cuda or (_CPU_BFLOAT16 and x.device.type == 'cpu' and x.dtype == torch.bfloat16)
+
+
 def wants_graph(grad: Tensor) -> bool:
     """Whether a backward pass must itself be differentiable, or acts on a batch of gradients."""
     return torch.is_grad_enabled() or _is_observed() or torch._C._functorch.is_batchedtensor(grad)
