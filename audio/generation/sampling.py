@@ -23,7 +23,7 @@ from audio.models.sashimi import SaShiMi
 from s4nd.layers.streaming import State
 from s4nd.options import option
 
-METHODS = ('auto', 'compiled', 'eager')
+METHODS = ('auto', 'compiled', 'captured', 'eager')
 
 
 @dataclass
@@ -39,7 +39,8 @@ class Sampling:
         prompt: what the clips begin with and go on from: a waveform (T,) or (B, T) at the model's rate, or the name of
             a sound file (resampled). A SaShiMi's context has no end, so any length will do.
         steps: denoising steps of a diffusion model; None: all of its schedule.
-        method: 'compiled' (needs numba and a CPU), 'eager' (any device), or 'auto': the first if possible.
+        method: 'compiled' (needs numba and a CPU), 'captured' (CUDA graphs; needs a GPU), 'eager' (any device), or
+            'auto': one of the first two if possible.
 
     Raises:
         ValueError: for values out of range.
@@ -203,6 +204,12 @@ def samples_in(seconds: float, sample_rate: int) -> int:
 
 
 def _sampler(model: SaShiMi, batch: int, label: Tensor | None, state: State, method: str) -> Sampler:
+    if method == 'captured' or (method == 'auto' and model.head.weight.is_cuda):
+        if not model.head.weight.is_cuda:
+            raise ValueError(f"method 'captured' needs a model on a GPU, got one on {model.head.weight.device}")
+        from audio.generation.captured import CapturedLoop  # which builds on this file
+
+        return CapturedLoop(model, batch, label=label, state=state)
     if method != 'eager':
         try:
             # numba is optional, and takes half a second to import.
