@@ -200,14 +200,19 @@ def pair(
 
 
 def tests(part: Part) -> None:
-    words = ['-x', '-k', 'nothing'] if part.small else ['--maxfail=20']
-    command = [sys.executable, '-m', 'pytest', '-q', '--no-header', 'tests/test_gpu.py', *words]
-    if not part.small:
-        command += ['tests/ops/test_fused.py']
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines()
-    print('\n'.join(lines[-30:]))
-    part.add({'pytest': lines[-1] if lines else done.stderr[-200:], 'exit': done.returncode})
+    files = ['tests/test_gpu.py'] if part.small else ['tests/test_gpu.py', 'tests/ops/test_fused.py']
+    command = [sys.executable, '-m', 'pytest', '-v', '--no-header', '-p', 'no:cacheprovider', '--tb=short', *files]
+    count = dict.fromkeys(('PASSED', 'FAILED', 'ERROR', 'SKIPPED'), 0)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        for line in run.stdout or ():
+            outcome = next((word for word in count if f' {word}' in line and '::' in line), None)
+            if outcome is None or outcome in ('FAILED', 'ERROR'):
+                print(line, end='', flush=True)
+            if outcome is not None:
+                count[outcome] += 1
+            if part.over():
+                run.terminate()
+    part.add({**count, 'exit': run.returncode})
 
 
 def sashimi(part: Part) -> None:
@@ -225,12 +230,13 @@ def sashimi(part: Part) -> None:
         nn.functional.cross_entropy(logits.flatten(0, 1).float(), codes.flatten()).backward()
         model.zero_grad()
 
-    part.add({'what': f'training step, {length} samples', 'seconds': part.medians({'t': train}, 5)['t'], 'samples/s': 0})
+    part.add(
+        {'what': f'training step, {length} samples', 'seconds': part.medians({'t': train}, 5)['t'], 'samples/s': 0}
+    )
     model.eval()
     for batch in (1, 2) if part.small else (1, 64, 1024):
-        ways = {'plain': EagerLoop} if part.small else {'plain': EagerLoop, 'captured': CapturedLoop}
         count = 2 * model.backbone.period
-        for way, loop in ways.items():
+        for way, loop in {'plain': EagerLoop, 'captured': CapturedLoop}.items():
             if part.over():
                 return
             sampler = loop(model, batch)

@@ -56,7 +56,7 @@ if triton is not None:
         P: tl.constexpr,
         dtype: tl.constexpr,
     ):
-        """(F, P, P) of taps (C, lags): row i, column j holds k[center + i - j], or with `transposed` k[center + j - i]."""
+        """(F, P, P) of taps (C, lags): row i, column j holds k[center + i - j], or, `transposed`, k[center + j - i]."""
         c = (f * F + tl.arange(0, F))[:, None, None]
         i, j = tl.arange(0, P)[None, :, None], tl.arange(0, P)[None, None, :]
         at = center + (j - i if transposed else i - j)
@@ -234,7 +234,7 @@ if triton is not None:
             _store_diagonals(sum_2, out2 + place * C * lags[1], f, lags[1], centers[1], C, F, P2)
         if axes > 2:
             _store_diagonals(sum_1, out1 + place * C * lags[0], f, lags[0], centers[0], C, F, P1)
-        if has_skip:
+        if has_skip:  # noqa: SIM102 (known when compiled, unlike the rank)
             if rank == 0:
                 tl.store(out_skip + chunk * C + c, sum_skip, mask=c < C)
 
@@ -252,7 +252,7 @@ def fits(size: Sequence[int], dtype: torch.dtype) -> bool:
 
 
 class Launch(NamedTuple):
-    """How a signal is cut: features of a tile, its sides, steps over the batch, and how many of those a program takes."""
+    """How a signal is cut: features of a tile, its sides, steps over the batch, and those of one program."""
 
     features: int
     sides: tuple[int, int, int]

@@ -62,8 +62,8 @@ def separable_conv(
         taps: for each axis (R, C, K), or the matrices (R, C, L, L) that `toeplitz` made of them for this size; R is the
             same on all axes, and the R products are summed.
         centers: index of lag 0 on each axis (0: causal).
-        method: 'toeplitz' (matrix products), 'fft', 'triton' (one pass, `s4nd.ops.fused`, for axes up to 64), or 'auto':
-            'triton' on a GPU where it can, else by `use_toeplitz`.
+        method: 'toeplitz' (matrix products), 'fft', 'triton' (one pass, `s4nd.ops.fused`, for axes up to 64), or
+            'auto': 'triton' on a GPU where it can, else by `use_toeplitz`.
         skip: (C,), adds skip · x.
         exact: compute in float32 at least, under autocast too.
 
@@ -72,8 +72,8 @@ def separable_conv(
         batch row NaN, earlier ones too: zero taps do not hide it.
 
     Raises:
-        ValueError: if numbers of axes, features or ranks do not agree, an axis is empty, the method is unknown, or it is
-            'triton' where that cannot run.
+        ValueError: if numbers of axes, features or ranks do not agree, an axis is empty, the method is unknown, or it
+            is 'triton' where that cannot run.
     """
     axes = x.dim() - 2
     if len(taps) != axes or len(centers) != axes or axes < 1:
