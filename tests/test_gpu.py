@@ -121,7 +121,7 @@ def test_compiled(case: str) -> None:
     compare(model, sample(model), 1e-4, 5e-3, torch.compile(copy.deepcopy(model).to(DEVICE)))
 
 
-@pytest.mark.parametrize('case', ['convnext', 'convnext s4', 'vit', 'isotropic', 'convnext3d'])
+@pytest.mark.parametrize('case', ['convnext', 'convnext s4', 'vit', 'isotropic', 'ccnn batchnorm', 'convnext3d'])
 def test_a_training_step_does_not_wait_for_the_gpu(case: str) -> None:
     model = families.build(case).train()
     x = sample(model).to(DEVICE)

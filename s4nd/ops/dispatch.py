@@ -31,8 +31,8 @@ def observed() -> bool:
 
 
 def values_are_known(x: Tensor) -> bool:
-    """Whether sizes may depend on the values of x."""
-    return not (observed() or x.is_meta)
+    """Whether sizes may depend on the values of x; reading those on a GPU would wait for it."""
+    return not (observed() or x.is_meta or x.is_cuda)
 
 
 def by_hand(x: Tensor) -> bool:
