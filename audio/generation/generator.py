@@ -121,6 +121,8 @@ def check_fits(source: Generator, sampling: Sampling) -> None:
     if source.quantizer is not None:
         if sampling.steps is not None:
             raise ValueError(f'steps={sampling.steps} is for diffusion models: this model draws one code per sample')
+        if sampling.mel is not None:
+            raise ValueError('mel is for vocoders: this model draws one code per sample')
         return
     given = {
         'prompt': sampling.prompt is not None,

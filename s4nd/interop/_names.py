@@ -26,6 +26,10 @@ class Names:
     def __contains__(self, name: str) -> bool:
         return name in self._weights
 
+    def has(self, prefix: str) -> bool:
+        """Whether any name begins with `prefix`."""
+        return any(name.startswith(prefix) for name in self._weights)
+
     def take(self, name: str) -> Tensor:
         """Return one tensor; raises ValueError where it is missing."""
         if name not in self._weights:

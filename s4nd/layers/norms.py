@@ -33,7 +33,7 @@ class ScalarNorm(nn.Module):
     """Normalize each vector with one trained shift and scale for all features: (…, C) -> (…, C).
 
     y = s (x - mean + m) / std, with the biased deviation and no epsilon: the norm of state-spaces/s4 and
-    diffwave-sashimi where features come first ('transposed').
+    diffwave-sashimi where features come first ('transposed'). A vector of equal numbers gives 0, not NaN.
     """
 
     def __init__(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
@@ -48,8 +48,10 @@ class ScalarNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centered = x - x.mean(-1, keepdim=True)
-        std = centered.square().mean(-1, keepdim=True).sqrt()
-        return self.s.to(x.dtype) / std * (centered + self.m.to(x.dtype))
+        variance = centered.square().mean(-1, keepdim=True)
+        inverse = torch.rsqrt(variance.clamp(min=torch.finfo(x.dtype).tiny))
+        scale = self.s.to(x.dtype) * torch.where(variance > 0, inverse, 0.0)
+        return scale * (centered + self.m.to(x.dtype))
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -215,6 +215,11 @@ class Task(ABC):
         """Files that could not be read, with the reason where one is known."""
         return []
 
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How inputs are prepared, in timm's words, for the config.json of the run."""
+        return {}
+
     def notes(self) -> dict[str, Any]:
         """Further entries of the report."""
         return {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import math
 import sys
@@ -37,7 +38,8 @@ from s4nd.tasks import Task
 from s4nd.training.checkpoint import STATES, CheckpointError, load_newest_state, save_state, save_weights
 from s4nd.training.config import ConfigError, RunConfig, check_resumable, flat_options, save_config
 from s4nd.training.finite import NonFiniteError, bad_state, first_bad_tensor
-from s4nd.training.folder import claimed
+from s4nd.training.folder import claimed, clear
+from s4nd.training.hub import write_hub_config
 from s4nd.training.stopping import Stop
 
 __all__ = ['NonFiniteError', 'fit', 'make_accelerator']
@@ -168,6 +170,8 @@ class _Training:
         if self.config.resume:
             self._restore()
         if self.accelerator.is_main_process:
+            if self.config.overwrite and not self.config.resume:
+                clear(self.out)  # not before data, model and optimizer are known to be usable
             # The file describes the run; whether this start was a second one is not part of it.
             save_config(self.out / 'config.yaml', replace(self.config, resume=False, overwrite=False))
 
@@ -325,6 +329,9 @@ class _Training:
             return
         names = {'task': self.config.task, 'model': self.config.model.name}
         metadata = {**names, **self.task.metadata, 'epoch': str(self.epoch)}
+        if hasattr(self.raw, 'pretrained_cfg'):
+            labels = json.loads(metadata.get('classes', '[]'))
+            write_hub_config(self.out / 'config.json', self.raw, labels, self.task.data_config)
         for name in ('best', 'last') if improved else ('last',):
             save_weights(self.out / f'{name}.safetensors', self.weights, metadata)
         rows = io.StringIO()
