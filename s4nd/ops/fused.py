@@ -23,12 +23,13 @@ try:
 except ImportError:  # builds of torch for the CPU come without
     triton = None
 
+_INTERPRETER = triton is not None and triton.knobs.runtime.interpret
 LONGEST = 64  # of an axis
 _TILE = 2**14  # elements of a tile at most, for its registers
 _SMALLEST = 16  # side of a matrix that the tensor cores take
 
 if triton is not None:
-    _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+    _INTERPRETED = tl.constexpr(_INTERPRETER)
 
     @triton.jit
     def _tile(
@@ -55,11 +56,20 @@ if triton is not None:
         P: tl.constexpr,
         dtype: tl.constexpr,
     ):
-        """(F, P, P) of taps (C, lags): row i, column j holds k[center + i - j], or with `transposed` k[center + j - i]."""
+        """(F, P, P) of taps (C, lags): row i, column j holds k[center + i - j], or, `transposed`, k[center + j - i]."""
         c = (f * F + tl.arange(0, F))[:, None, None]
         i, j = tl.arange(0, P)[None, :, None], tl.arange(0, P)[None, None, :]
         at = center + (j - i if transposed else i - j)
-        return tl.load(taps + c * lags + at, mask=(c < C) & (at >= 0) & (at < lags), other=0.0).to(dtype)
+        return _to(tl.load(taps + c * lags + at, mask=(c < C) & (at >= 0) & (at < lags), other=0.0), dtype)
+
+    @triton.jit
+    def _to(x, dtype: tl.constexpr):
+        if _INTERPRETED and dtype == tl.bfloat16:  # it cuts where a GPU rounds
+            bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+            bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+            return bits.to(tl.uint32).to(tl.float32, bitcast=True).to(dtype)
+        else:
+            return x.to(dtype)
 
     @triton.jit
     def _dot(a, b, exact: tl.constexpr):
@@ -125,13 +135,13 @@ if triton is not None:
                         last_2 = _matrix(
                             taps2 + rank * C * lags[1], f, lags[1], centers[1], transposed, C, F, P2, dtype
                         )
-                    z = _along_2(z.to(dtype), last_2, exact, F, P1, P2, P3)
+                    z = _along_2(_to(z, dtype), last_2, exact, F, P1, P2, P3)
                 if axes > 2:
                     if rank > 0:
                         last_1 = _matrix(
                             taps1 + rank * C * lags[0], f, lags[0], centers[0], transposed, C, F, P1, dtype
                         )
-                    z = _along_1(z.to(dtype), last_1, exact, F, P1, P2, P3)
+                    z = _along_1(_to(z, dtype), last_1, exact, F, P1, P2, P3)
                 total += z
             if ranks > 1:  # the next row begins with the first rank again
                 last_3 = _matrix(taps3, f, lags[2], centers[2], not transposed, C, F, P3, dtype)
@@ -141,7 +151,7 @@ if triton is not None:
                     last_1 = _matrix(taps1, f, lags[0], centers[0], transposed, C, F, P1, dtype)
             if has_skip:
                 total += gain * u.to(tl.float32)
-            tl.store(y + offsets, total.to(y.dtype.element_ty), mask=inside)
+            tl.store(y + offsets, _to(total, y.dtype.element_ty), mask=inside)
 
     @triton.jit
     def _store_diagonals(matrix, out, f, lags, center, C: tl.constexpr, F: tl.constexpr, P: tl.constexpr):
@@ -200,38 +210,38 @@ if triton is not None:
                 sum_skip += tl.sum(tl.reshape(products, (F, P1 * P2 * P3)), 1)
             z, back = u.to(dtype), g.to(dtype)
             if axes > 2:
-                ahead = _along_3(z, m3, exact, F, P1, P2, P3).to(dtype)
-                ahead = _along_2(ahead, m2, exact, F, P1, P2, P3).to(dtype)
+                ahead = _to(_along_3(z, m3, exact, F, P1, P2, P3), dtype)
+                ahead = _to(_along_2(ahead, m2, exact, F, P1, P2, P3), dtype)
                 ahead = tl.permute(tl.reshape(ahead, (F, P1, P2 * P3)), (0, 2, 1))
                 sum_1 += _dot(tl.reshape(back, (F, P1, P2 * P3)), ahead, exact)
-                back = _along_1(back, t1, exact, F, P1, P2, P3).to(dtype)
+                back = _to(_along_1(back, t1, exact, F, P1, P2, P3), dtype)
             if axes > 1:
-                ahead = _along_3(z, m3, exact, F, P1, P2, P3).to(dtype)
+                ahead = _to(_along_3(z, m3, exact, F, P1, P2, P3), dtype)
                 ahead = tl.reshape(tl.permute(ahead, (0, 1, 3, 2)), (F, P1 * P3, P2))
                 across = tl.reshape(tl.permute(back, (0, 2, 1, 3)), (F, P2, P1 * P3))
                 sum_2 += _dot(across, ahead, exact)
-                back = _along_2(back, t2, exact, F, P1, P2, P3).to(dtype)
+                back = _to(_along_2(back, t2, exact, F, P1, P2, P3), dtype)
             across = tl.permute(tl.reshape(back, (F, P1 * P2, P3)), (0, 2, 1))
             sum_3 += _dot(across, tl.reshape(z, (F, P1 * P2, P3)), exact)
             if writes_x:
                 total = _along_3(back, t3, exact, F, P1, P2, P3)
                 if has_skip:
                     total += gain * g.to(tl.float32)
-                tl.store(grad_x + offsets, total.to(grad_x.dtype.element_ty), mask=inside)
+                tl.store(grad_x + offsets, _to(total, grad_x.dtype.element_ty), mask=inside)
         place = chunk * ranks + rank
         _store_diagonals(sum_3, out3 + place * C * lags[2], f, lags[2], centers[2], C, F, P3)
         if axes > 1:
             _store_diagonals(sum_2, out2 + place * C * lags[1], f, lags[1], centers[1], C, F, P2)
         if axes > 2:
             _store_diagonals(sum_1, out1 + place * C * lags[0], f, lags[0], centers[0], C, F, P1)
-        if has_skip:
+        if has_skip:  # noqa: SIM102 (known when compiled, unlike the rank)
             if rank == 0:
                 tl.store(out_skip + chunk * C + c, sum_skip, mask=c < C)
 
 
 def runs_on(device: torch.device) -> bool:
     """Whether the kernels run there: on CUDA devices, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1)."""
-    return triton is not None and (device.type == 'cuda' or triton.knobs.runtime.interpret)
+    return triton is not None and (device.type == 'cuda' or _INTERPRETER)
 
 
 def fits(size: Sequence[int], dtype: torch.dtype) -> bool:
@@ -242,7 +252,7 @@ def fits(size: Sequence[int], dtype: torch.dtype) -> bool:
 
 
 class Launch(NamedTuple):
-    """How a signal is cut: features of a tile, its sides, steps over the batch, and how many of those a program takes."""
+    """How a signal is cut: features of a tile, its sides, steps over the batch, and those of one program."""
 
     features: int
     sides: tuple[int, int, int]
@@ -274,15 +284,22 @@ def launch(x: Tensor, features: int | None = None, programs: int = 1024) -> Laun
 
 
 def fused_conv(x: Tensor, taps: Sequence[Tensor], centers: Sequence[int], skip: Tensor | None, exact: bool) -> Tensor:
-    """Convolve x (B, C, L1, …, Ld) with lag taps (R, C, K), float32, and add skip (C,) times x, in one launch.
+    """Convolve x (B, C, L1, …, Ld) with lag taps (R, C, K) and add skip (C,) times x, in one launch.
 
     exact: whether products are in float32 where x is in half precision. The result has the memory format of x.
     """
-    return torch.ops.s4nd.fused_conv(_dense(x), list(taps), list(centers), skip, exact)
+    near, middles = [], []
+    for k, center, length in zip(taps, centers, x.shape[2:], strict=True):
+        # Lags beyond ±(length - 1) never meet the signal.
+        first = max(0, center - length + 1)
+        near.append(k[..., first : center + length].float().contiguous())
+        middles.append(center - first)
+    skip = None if skip is None else skip.float().contiguous()
+    return torch.ops.s4nd.fused_conv(_dense(x), near, middles, skip, exact)
 
 
 def _plain(centers: Sequence[int], x: Tensor, skip: Tensor | None, *taps: Tensor) -> Tensor:
-    from s4nd.ops.longconv import separable_conv
+    from s4nd.ops.longconv import separable_conv  # which calls this file
 
     return separable_conv(x, list(taps), list(centers), 'toeplitz', skip, True)
 
