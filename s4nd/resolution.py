@@ -7,6 +7,7 @@ import math
 import re
 import sys
 import warnings
+from types import FrameType
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ def warn_if_aliased(bandlimit: float, step: float) -> None:
 
 def user_stacklevel() -> int:
     """The stacklevel, for a warning given by the caller, of the first frame outside this package and torch."""
-    level, frame = 1, sys._getframe(1)
+    level = 1
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get('__name__', '').split('.')[0] in ('s4nd', 'audio', 'torch', 'timm'):
         level, frame = level + 1, frame.f_back
     return level
