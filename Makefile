@@ -4,13 +4,16 @@ VENV ?= .venv
 OUT ?= out/demo
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-newest timm-suite lint format clean
+.PHONY: help setup demo test test-newest gpu gpu-train timm-suite lint format clean clients
 
 help:
 	@echo "make demo    train on the embedded images and sounds, evaluate at other resolutions, write a WAV (about 4 minutes)"
 	@echo "make test    run the tests"
 	@echo "make test-newest   run the tests of kernels, layers and models on the newest torch"
+	@echo "make gpu     measure on a GPU: speed beside timm's, memory, tests (5 minutes)"
+	@echo "make gpu-train   train CIFAR-10 on a GPU (8 minutes; DATA=folder of CIFAR-10) and evaluate at four sizes"
 	@echo "make timm-suite   run timm's own tests of its models on ours (K='name or name' chooses)"
+	@echo "make clients run timm's scripts, transformers, fastai, … on our models, those that are installed"
 	@echo "make lint    check style and types"
 	@echo "make setup   make the virtual environment in $(VENV) (done by the others when needed)"
 
@@ -48,9 +51,24 @@ test-newest:
 	$(VENV)-newest/bin/python -m pip install --quiet '.[export,fast,video]' pytest pytest-xdist hypothesis scipy
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n 2 tests/ops tests/kernels tests/layers tests/models tests/interop
 
+# SETUP= runs it with the python at hand, where nothing can be installed: make gpu SETUP= BIN=/usr/bin
+SETUP ?= setup
+gpu: $(SETUP)
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py out=out/gpu
+
+DATA ?= data/cifar10
+gpu-train: $(SETUP)
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		timeout --signal=TERM 480 $(BIN)/python train.py configs/cifar10/s4nd_headline.yaml data.root=$(DATA) out=out/gpu-train; \
+	else echo 'There is no GPU here: nothing was trained.'; fi
+
 # timm's test_models.py, fetched in the installed version; without K all models of ours (10 minutes on one core).
 timm-suite: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite.py '$(K)'
+
+# One script for each library; CLIENTS='timm=FOLDER only=peft' passes words on.
+clients: setup
+	OMP_NUM_THREADS=1 $(BIN)/python examples/clients/run.py $(CLIENTS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -13,10 +13,11 @@ import inspect
 import json
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from audio.generation.generator import Generator, check_fits, class_numbers, load_generator, stream
 from audio.generation.sampling import Sampling, samples_in
-from audio.io import SUFFIXES, audio_info, read_audio, write_audio, write_spectrogram
+from audio.io import SUFFIXES, audio_info, check_writable, read_audio, write_audio, write_spectrogram
 from s4nd import cli
 from s4nd.files import write_atomically
 from s4nd.options import MISSING, describe, option
@@ -42,6 +43,7 @@ class GenerateOptions(Sampling):
     """The options of `generate`; several labels stand with commas between them, one for each clip."""
 
     checkpoint: str = option(MISSING, 'folder of a run, or a .safetensors file')
+    batch: int = option(1, 'number of clips', low=1, high=1 << 16)
     prompt_seconds: float | None = option(None, 'how much of the beginning of the prompt; null: all')
     out: str = option('', "sound file; empty: sample-<seed>.wav in the checkpoint's folder; a batch is numbered")
     device: str = option('cpu', 'where the model runs')
@@ -128,6 +130,7 @@ def _generate(options: GenerateOptions) -> int:
     class_numbers(source, sampling.label, sampling.batch)
     check_fits(source, sampling)
     sampling = replace(sampling, prompt=read_prompt(options, rate))
+    check_writable(out, rate)
     names = [out] if options.batch == 1 else [out.with_stem(f'{out.stem}-{i}') for i in range(options.batch)]
     start = time.perf_counter()
     waves, interrupted = collect(source, sampling, names)
@@ -138,8 +141,8 @@ def _generate(options: GenerateOptions) -> int:
     write(names, waves, rate)
     title = f'{checkpoint.name}: seed {options.seed}, temperature {options.temperature:g}, top-p {options.top_p:g}'
     for name, wave in zip(names, waves, strict=True):
-        picture = write_spectrogram(name.with_suffix('.png'), wave, rate, title=title)
-        print(f'{name}\n{picture}')
+        print(name)
+        print(write_spectrogram(name.with_suffix('.png'), wave, rate, title=title))
     made = waves.shape[1] - (0 if sampling.prompt is None else sampling.prompt.shape[-1])
     speed = made / spent
     print(f'{speed * len(names):.0f} samples/s ({len(names)} × {speed:.0f}, each {speed / rate:.2f} times real time)')
@@ -169,7 +172,9 @@ def collect(source: Generator, sampling: Sampling, names: Sequence[Path]) -> tup
             for block in stream(source, sampling, progress):
                 blocks.append(block)
                 if time.perf_counter() - written > WRITE_EVERY:
-                    write(names, torch.cat(blocks, 1), rate)
+                    with suppress(OSError, ValueError):  # the end tries again, and elsewhere
+                        for name, wave in zip(names, torch.cat(blocks, 1), strict=True):
+                            write_audio(name, wave, rate)
                     written = time.perf_counter()
         except KeyboardInterrupt:
             interrupted = True
@@ -196,9 +201,19 @@ def read_prompt(options: GenerateOptions, sample_rate: int) -> Tensor | None:
 
 
 def write(names: Sequence[Path], waves: Tensor, sample_rate: int) -> None:
-    """Write each row of waves (batch, samples) to its file."""
-    for name, wave in zip(names, waves, strict=True):
-        write_audio(name, wave, sample_rate)
+    """Write each row of waves (batch, samples) to its file.
+
+    Raises:
+        OSError: they cannot be written; they are kept as WAV in the folder for temporary files, which it names.
+    """
+    try:
+        for name, wave in zip(names, waves, strict=True):
+            write_audio(name, wave, sample_rate)
+    except (OSError, ValueError) as error:
+        folder = Path(tempfile.mkdtemp(prefix='generated-'))
+        for name, wave in zip(names, waves, strict=True):
+            write_audio(folder / f'{name.stem}.wav', wave, sample_rate)
+        raise OSError(f'{error}; what was generated is kept in {folder}') from error
 
 
 @contextmanager
@@ -248,7 +263,7 @@ def _page(options: PageOptions) -> int:
     return 0
 
 
-def _export(options: ExportOptions) -> float:
+def _export(options: ExportOptions) -> dict[str, float]:
     from audio.models.onnx import export_step
     from audio.models.sashimi import SaShiMi
     from s4nd.training.checkpoint import find_weights, read_metadata
@@ -256,4 +271,4 @@ def _export(options: ExportOptions) -> float:
     model = load_generator(options.checkpoint).model
     if not isinstance(model, SaShiMi):
         raise ValueError(f'{options.checkpoint} holds a {type(model).__name__}, which has no step: expected a SaShiMi')
-    return export_step(model, options.out, read_metadata(find_weights(options.checkpoint)))
+    return {options.out: export_step(model, options.out, read_metadata(find_weights(options.checkpoint)))}

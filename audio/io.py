@@ -4,9 +4,10 @@ Waveforms are float32 in [-1, 1], (T,) mono. WAV, FLAC, OGG and MP3 go through s
 matplotlib (pictures) are imported on first use, so that neither is needed to read a file.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,14 @@ SUFFIXES = ('.wav', '.flac', '.ogg', '.mp3')
 
 # An MP3 frame may draw on bits of frames before it: after a jump these must be decoded first, or the sound is wrong.
 _MP3_CONTEXT = 32 * 1152
+# Codings in which a seek lands on the frame that was asked for.
+_SEEKABLE = {
+    'PCM_S8', 'PCM_U8', 'PCM_16', 'PCM_24', 'PCM_32', 'FLOAT', 'DOUBLE', 'ULAW', 'ALAW', 'VORBIS', 'OPUS',
+    'MPEG_LAYER_I', 'MPEG_LAYER_II', 'MPEG_LAYER_III',
+}  # fmt: skip
+_UNKNOWN = 1 << 40  # frames: a header that says so does not know
+_MOST_CHANNELS, _RATES = 64, (100, 10_000_000)
+_LARGEST_FILTER = 1000  # reduced rates up to here go through torchaudio, whose filters grow with their product
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,15 @@ def read_audio(
         ValueError: the file is not readable audio, or holds values that are not finite.
     """
     with _opened(path) as file:
-        start = min(start, file.frames)
-        before = min(start, _MP3_CONTEXT) if file.format == 'MP3' else 0
-        file.seek(start - before)
-        data = file.read(-1 if frames is None else before + frames, dtype='float32', always_2d=True)[before:]
         rate = file.samplerate
+        seekable = file.subtype in _SEEKABLE and 0 < file.frames < _UNKNOWN
+        before = min(start, _MP3_CONTEXT) if file.format == 'MP3' and seekable else 0
+        if seekable:
+            file.seek(min(start - before, file.frames))
+        else:  # codings of blocks, and files of unknown length, go from the beginning
+            for _ in _blocks(file, start):
+                pass
+        data = np.concatenate([np.zeros((0, file.channels), np.float32), *_blocks(file, frames, before)])[before:]
     if not np.isfinite(data).all():
         raise ValueError(f'{path}: holds samples that are not finite')
     wave = torch.from_numpy(data.mean(axis=1))
@@ -82,28 +95,52 @@ def examine_audio(path: str | Path, block: int = 1 << 16) -> tuple[AudioInfo, fl
     with _opened(path) as file:
         info = AudioInfo(file.frames, file.channels, file.samplerate)
         # Not file.blocks, which gives a file that ends early its full length.
-        while len(data := file.read(block, dtype='float32', always_2d=True)):
+        for data in _blocks(file, None, block=block):
             if not np.isfinite(data).all():
                 raise ValueError(f'{path}: holds samples that are not finite')
             largest, frames = max(largest, float(np.abs(data.mean(axis=1)).max(initial=0.0))), frames + len(data)
-    if frames < info.frames:
-        raise ValueError(f'{path}: ends after {frames} of {info.frames} frames')
     if frames == 0:
         raise ValueError(f'{path}: holds no sound')
-    return info, largest
+    missing = _missing_bytes(Path(path))
+    if missing:
+        raise ValueError(f'{path}: ends {missing} bytes before its header says')
+    unknown = not 0 < info.frames < _UNKNOWN
+    if frames < info.frames and not unknown:
+        raise ValueError(f'{path}: ends after {frames} of {info.frames} frames')
+    return (replace(info, frames=frames) if unknown else info), largest
 
 
 def resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
     """Band-limited resampling (…, T) -> (…, ceil(T * to_rate / from_rate))."""
+    unit = math.gcd(from_rate, to_rate)
+    if max(from_rate, to_rate) // unit > _LARGEST_FILTER:  # rates with no common divisor: a filter per output sample
+        return _resample_coprime(wave, from_rate // unit, to_rate // unit)
     from torchaudio.functional import resample as sinc_resample
 
     return sinc_resample(wave, from_rate, to_rate)
 
 
+def _resample_coprime(wave: Tensor, source: int, target: int) -> Tensor:
+    """The same windowed sinc, of 6 zero crossings a side, evaluated where the output samples lie, a block at a time."""
+    count = -(-wave.shape[-1] * target // source)
+    cutoff = 0.99 * min(1.0, target / source)  # of half the source's rate
+    reach = math.ceil(6 / cutoff)
+    padded = torch.nn.functional.pad(wave, (reach, reach + 1))
+    offsets = torch.arange(-reach, reach + 1)
+    parts = []
+    for numbers in torch.arange(count).split(max(1, (1 << 22) // len(offsets))):
+        first, rest = numbers * source // target, (numbers * source % target).double() / target
+        t = ((offsets - rest[:, None]) * cutoff).clamp(-6, 6)  # (B, taps) in zero crossings
+        taps = torch.sinc(t) * torch.cos(t * math.pi / 12).square() * cutoff
+        parts.append((padded[..., first[:, None] + offsets + reach] * taps.to(wave.dtype)).sum(-1))
+    return torch.cat(parts, -1) if parts else wave[..., :0]
+
+
 def write_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> Path:
     """Write (T,) or (channels, T); the suffix names the format. Samples beyond [-1, 1] are clipped.
 
-    Raises ValueError for an unknown suffix or a tensor that is not 1-D or 2-D.
+    Raises ValueError for an unknown suffix, a rate that the format does not have, or a tensor that is not 1-D or 2-D,
+    and OSError where it cannot be written.
     """
     import soundfile
 
@@ -114,8 +151,21 @@ def write_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> Path:
         raise ValueError(f'a waveform is (T,) or (channels, T), got {tuple(waveform.shape)}')
     data = waveform.detach().to('cpu', torch.float32).clamp(-1, 1).numpy()
     samples = data.T if data.ndim == 2 else data
-    write_atomically(path, lambda temporary: soundfile.write(temporary, samples, sample_rate))
+    try:
+        write_atomically(path, lambda temporary: soundfile.write(temporary, samples, sample_rate))
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f'{path}: {path.suffix} of {sample_rate} Hz cannot be written ({error.error_string})'
+        ) from error
     return path
+
+
+def check_writable(path: str | Path, sample_rate: int) -> None:
+    """Write a moment of silence beside `path`, as `write_audio` would, and remove it. Raises as `write_audio` does."""
+    path = Path(path)
+    probe = path.with_name(f'.probe-{path.name}')
+    write_audio(probe, torch.zeros(64), sample_rate)
+    probe.unlink()
 
 
 def write_spectrogram(path: str | Path, waveform: Tensor, sample_rate: int, *, title: str = '') -> Path:
@@ -168,6 +218,32 @@ def wav_bytes(waveform: Tensor, sample_rate: int) -> bytes:
     return file.getvalue()
 
 
+def _blocks(file: 'SoundFile', frames: int | None, before: int = 0, block: int = 1 << 16) -> Iterator[np.ndarray]:
+    """The next `before` + `frames` frames (None: all), as they come: what the header claims is not allocated."""
+    left = None if frames is None else before + frames
+    while left is None or left > 0:
+        data = file.read(block if left is None else min(block, left), dtype='float32', always_2d=True)
+        if not len(data):
+            return
+        yield data
+        left = None if left is None else left - len(data)
+
+
+def _missing_bytes(path: Path) -> int:
+    """How many bytes of sound a WAV lacks, 0 for other files: libsndfile takes the end of the file for the end."""
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        if file.read(12)[::8] != b'RW':  # RIFF....WAVE
+            return 0
+        while len(head := file.read(8)) == 8:
+            length = int.from_bytes(head[4:], 'little')
+            if head[:4] == b'data':
+                # Programs that write as they go leave the largest number, or none.
+                return 0 if length >= 0x7FFFF000 else max(0, file.tell() + length - size)
+            file.seek(length + length % 2, 1)
+    return 0
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator['SoundFile']:
     import soundfile
@@ -176,6 +252,12 @@ def _opened(path: str | Path) -> Iterator['SoundFile']:
         raise FileNotFoundError(f'no audio file at {path}')
     try:
         with soundfile.SoundFile(path) as file:
+            if file.channels > _MOST_CHANNELS or not _RATES[0] <= file.samplerate <= _RATES[1]:
+                raise ValueError(f'{path}: {file.channels} channels at {file.samplerate} Hz are no recording')
+            if file.frames >= _UNKNOWN:
+                # soundfile sets the position after every read, which fails at an end that the header does not tell.
+                file._info.seekable = 0
             yield file
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f'{path}: not a readable audio file ({error.error_string})') from error
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        reason = getattr(error, 'error_string', error)
+        raise ValueError(f'{path}: not a readable audio file ({reason})') from error

@@ -61,6 +61,7 @@ class AudioTask(Task):
         super().__init__(config)
         self.parts = dict(parts)
         self.classes = self.parts['train'].classes
+        self.train_count = len(self.parts['train'])
 
     @classmethod
     def from_config(cls, config: RunConfig) -> 'AudioTask':
@@ -158,6 +159,11 @@ class AutoregressiveTask(GenerativeTask):
     """Predict the next code, given the class if there is one; measured by cross-entropy in bits per sample."""
 
     monitor = 'val_nll'
+    loss_unit = 'bits'
+    loss_scale = 1 / math.log(2)
+
+    def unit(self, metric: str) -> str:
+        return 'bits' if metric.endswith('_nll') else super().unit(metric)
 
     def __init__(self, config: AudioConfig, parts: Mapping[str, Clips]) -> None:
         super().__init__(config, parts)
@@ -212,6 +218,7 @@ class ClassificationTask(AudioTask):
     """
 
     maximize = True
+    loss_unit = 'nats'
 
     def __init__(self, config: AudioConfig, parts: Mapping[str, Clips]) -> None:
         super().__init__(config, parts)

@@ -68,7 +68,9 @@ def measure(shape: tuple[int, ...], rounds: int, device: str) -> dict[str, objec
         {
             'conv': lambda: conv(signal).backward(weight),
             'ours': lambda: layer(signal).backward(weight),
-            'published': lambda: published(layer, signal, *layer.operators(list(size), [1.0] * len(size))).backward(weight),
+            'published': lambda: published(layer, signal, *layer.operators(list(size), [1.0] * len(size))).backward(
+                weight
+            ),
             'kernel': lambda: sum(k.sum() for k in layer.operators(list(size), [1.0] * len(size))[0]).backward(),
         },
         rounds,

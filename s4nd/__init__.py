@@ -6,6 +6,7 @@ from s4nd.kernels import make_kernel
 from s4nd.layers import GSS, S4, S4ND, S5, GSSHybrid, LiquidS4, LocalAttention, Mega, forget
 from s4nd.models import inflate
 from s4nd.optim import param_groups, ssm_parameter_patterns
+from s4nd.training.hub import save_for_hf
 
 __version__ = '0.2.0'
 
@@ -30,5 +31,6 @@ __all__ = [
     'ops',
     'param_groups',
     'resolution',
+    'save_for_hf',
     'ssm_parameter_patterns',
 ]

@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from s4nd.options import describe, nearest
+from s4nd.options import describe, is_out_of_memory, nearest
 
 __all__ = ['main', 'run']
 
@@ -105,10 +105,11 @@ def run(
     except BrokenPipeError:  # who reads has seen enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError, OverflowError) as error:
         if not _is_expected(error):
             raise
-        print(f'error: {error}', file=sys.stderr)
+        what = 'more memory is needed than there is: ' if is_out_of_memory(error) else ''
+        print(f'error: {what}{(str(error).splitlines() or [""])[0]}', file=sys.stderr)
         return 1
 
 
@@ -146,7 +147,7 @@ def _is_expected(error: Exception) -> bool:
     """Errors of the machine, and training that diverged; any other RuntimeError is a fault to be seen whole."""
     from s4nd.training.loop import NonFiniteError
 
-    return isinstance(error, (OSError, NonFiniteError))
+    return isinstance(error, (OSError, NonFiniteError)) or is_out_of_memory(error)
 
 
 def _overview() -> str:

@@ -8,6 +8,7 @@ Sources: HiPPO (arXiv 2008.07669), S4 (2111.00396) appendix C, S4D (2206.11893) 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,7 +115,7 @@ def random_nplr(d_state: int) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         w (n,), P (1, n), B (n,), complex128.
     """
-    place = {'dtype': torch.float64, 'device': _CPU}
+    place: dict[str, Any] = {'dtype': torch.float64, 'device': _CPU}
     noise = torch.randn(d_state, d_state, **place)
     skew = (noise - noise.T) / (2 * d_state) ** 0.5
     frequency = torch.linalg.eigvalsh(torch.complex(torch.zeros_like(skew), -skew))[: d_state // 2]

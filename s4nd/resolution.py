@@ -7,6 +7,7 @@ import math
 import re
 import sys
 import warnings
+from types import FrameType
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ def warn_if_aliased(bandlimit: float, step: float) -> None:
 
 def user_stacklevel() -> int:
     """The stacklevel, for a warning given by the caller, of the first frame outside this package and torch."""
-    level, frame = 1, sys._getframe(1)
+    level = 1
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get('__name__', '').split('.')[0] in ('s4nd', 'audio', 'torch', 'timm'):
         level, frame = level + 1, frame.f_back
     return level
@@ -72,14 +74,19 @@ def area_resize(x: Tensor, sizes: list[int]) -> Tensor:
     return x
 
 
+LARGEST_SIDE = 1 << 14  # pixels: larger sizes are mistakes
+
+
 def parse_size(value: Any) -> Size:
-    """16, '16', '24x40' or (24, 40) -> (height, width). Raises ValueError for anything else, and for sizes below 1."""
+    """16, '16', '24x40' or (24, 40) -> (height, width). Raises ValueError for anything else."""
     if isinstance(value, (tuple, list)):
         value = 'x'.join(map(str, value))
     match = re.fullmatch(r'(\d+)(?:x(\d+))?', str(value))
     size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if min(size) < 1 or isinstance(value, bool):
         raise ValueError(f"expected a size of at least 1, such as 16, or 24x40 (height x width), got '{value}'")
+    if max(size) > LARGEST_SIDE:
+        raise ValueError(f"expected a size of at most {LARGEST_SIDE} per side, got '{value}'")
     return size
 
 

@@ -23,7 +23,7 @@ from s4nd.options import describe
 from s4nd.tasks import Task, make_task, task_class
 from s4nd.training.checkpoint import find_weights, load_weights
 from s4nd.training.config import ConfigError, RunConfig, load_config
-from s4nd.training.folder import check_unused, claimed, clear
+from s4nd.training.folder import check_unused, claimed
 from s4nd.training.loop import fit, make_accelerator
 from s4nd.training.report import table, write_report
 from s4nd.words import split_words
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     """Run what `arguments` (a configuration, then key=value words) describe and return the report."""
     plain, words = split_words(arguments)
     if len(plain) != 1:
-        raise ConfigError(f'expected one configuration file, got {" ".join(plain) or "none"}:\n{__doc__}')
+        usage = '; s4nd train --help shows how' if arguments else f':\n{__doc__}'
+        raise ConfigError(f'expected one configuration file, got {" ".join(plain) or "none"}{usage}')
     config = load_config(find_config(plain[0]), words)
     out = _output_folder(config, named=any(word.startswith('out=') for word in words))
     accelerator = make_accelerator(config)
@@ -54,8 +55,6 @@ def _run(config: RunConfig, out: Path, accelerator: Accelerator) -> dict[str, An
         model, summary = task.load_model(weights), {'checkpoint': config.checkpoint}
     else:
         model = _begin(task, config)
-        if config.overwrite and not config.resume and accelerator.is_main_process:
-            clear(out)  # not before data and model are known to be usable
         summary = fit(model, task, config, out, accelerator)
         weights = out / f'{config.eval.weights}.safetensors'
         if config.eval.weights == 'best':

@@ -3,12 +3,15 @@
 Nothing here holds sound: a `Stretch` names the frames of a file, and `audio.data.datasets` reads windows of it.
 """
 
+import gzip
 import hashlib
+import lzma
 import math
 import shutil
 import tarfile
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,10 +19,16 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from audio.io import SUFFIXES, examine_audio
+from s4nd.data.folders import is_hidden, walk
+from s4nd.data.tars import files as tar_files
+from s4nd.data.tars import link_target, open_tar
 
 PARTS = ('train', 'val', 'test')
 SPLITS = ('time', 'files', 'lists', 'digits')
 LABELS = ('none', 'folder', 'name')
+
+# What tarfile and the decoders below it raise for a file that is no whole tar.
+_NO_TAR = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, ValueError, TypeError)
 
 # The classes of SC09.
 SPOKEN_DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
@@ -52,7 +61,7 @@ def scan_folder(root: str | Path, *, silent: bool = False) -> tuple[list[AudioFi
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f'no folder at {root}')
-    paths = sorted(p for p in root.rglob('*') if _is_audio(p.name) and p.is_file())
+    paths = sorted(root / name for name in walk(root) if _is_audio(name.name) and (root / name).is_file())
     if not paths:
         raise ValueError(f'{root}: no audio files ({", ".join(SUFFIXES)}) in this folder')
     return scan_files(root, paths, silent=silent)
@@ -70,7 +79,7 @@ def scan_files(
     for path in paths:
         try:
             info, peak = examine_audio(path)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             skipped[path] = str(error).removeprefix(f'{path}: ')
             continue
         if peak == 0 and not silent:
@@ -181,11 +190,20 @@ def unpacked(archive: str | Path, cache: str | Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix='.unpacking-', dir=cache))
         try:
-            with tarfile.open(archive, 'r|*') as tar:
-                for entry in tar:
-                    _unpack(tar, entry, temporary)
-            temporary.rename(folder)
-        except (tarfile.TarError, EOFError) as error:
+            with open_tar(archive) as tar:
+                links = [link for name, entry in tar_files(tar) if (link := _unpack(tar, name, entry, temporary))]
+            for name, target in links:
+                if target is not None and (temporary / target).is_file():
+                    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(temporary / target, temporary / name)
+                else:
+                    warnings.warn(f'{archive}: {name} is a link to no sound in it', stacklevel=2)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+        except _NO_TAR as error:
             raise ValueError(f'{archive} is neither a folder nor a whole tar ({error})') from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -197,17 +215,21 @@ def unpacked(archive: str | Path, cache: str | Path) -> Path:
     return folder
 
 
-def _unpack(tar: tarfile.TarFile, entry: tarfile.TarInfo, folder: Path) -> None:
-    name = PurePosixPath(entry.name)
-    wanted = _is_audio(name.name) or name.name in ('validation_list.txt', 'testing_list.txt')
-    if not (entry.isfile() and wanted) or name.is_absolute() or '..' in name.parts:
-        return
+def _unpack(
+    tar: tarfile.TarFile, name: PurePosixPath, entry: tarfile.TarInfo, folder: Path
+) -> tuple[PurePosixPath, PurePosixPath | None] | None:
+    """Write a wanted member below `folder`; return (name, target) of a link, which may stand before its target."""
+    if is_hidden(name) or not (_is_audio(name.name) or name.name in ('validation_list.txt', 'testing_list.txt')):
+        return None
+    if not entry.isfile():
+        return name, link_target(entry)
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     source = tar.extractfile(entry)
     if source is not None:  # a plain file always has content
         with source, target.open('wb') as sink:
             shutil.copyfileobj(source, sink)
+    return None
 
 
 def _is_audio(name: str) -> bool:

@@ -39,12 +39,15 @@ class Generator:
 
 
 def load_generator(checkpoint: str | Path, device: torch.device | str = 'cpu') -> Generator:
-    """Load a weights file, or the best (else the last) weights of a run's folder.
+    """Load a weights file, the best (else the last) weights of a run's folder, or a folder of `save_pretrained`.
 
     Raises:
         FileNotFoundError: where there is none.
         ValueError: for weights of a model that does not generate or that lack what generation needs.
     """
+    folder = Path(checkpoint)
+    if (folder / 'README.md').is_file() and (folder / 'config.json').is_file():
+        return _from_hub_folder(folder, device)
     path = find_weights(checkpoint)
     metadata = read_metadata(path)
     name = metadata.get('model', 'an unnamed model')
@@ -59,7 +62,22 @@ def load_generator(checkpoint: str | Path, device: torch.device | str = 'cpu') -
     model: Any = build_model(name, stored_args(path, metadata), *bits)
     load_weights(path, model, name)
     classes = tuple(json.loads(metadata.get('classes', '[]')))
+    model.describe_sound(int(metadata['sample_rate']), metadata.get('quantizer'), classes)
     return Generator(model.to(device).eval(), quantizer, int(metadata['sample_rate']), classes)
+
+
+def _from_hub_folder(folder: Path, device: torch.device | str) -> Generator:
+    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    sound = config.get('sound') or {}
+    cls = SaShiMi if 'bits' in config else DiffusionSaShiMi
+    missing = [
+        key for key in (('sample_rate', 'quantizer') if cls is SaShiMi else ('sample_rate',)) if not sound.get(key)
+    ]
+    if missing:
+        raise ValueError(f'{folder}: its config.json lacks {", ".join(missing)}')
+    quantizer = Quantizer.from_json(sound['quantizer']) if cls is SaShiMi else None
+    model = cls.from_pretrained(folder).to(device).eval()
+    return Generator(model, quantizer, int(sound['sample_rate']), tuple(sound.get('classes', ())))
 
 
 def generate(

@@ -7,6 +7,9 @@ A row of the batch does not look at another, nor does its arithmetic depend on h
 """
 
 import math
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -14,7 +17,17 @@ import numpy as np
 EMBED, NORM, SCALAR_NORM, ADVANCE, GELU, LINEAR, GATE, COPY, ADD, PUSH, SPREAD = range(11)
 
 # 'reassoc' lets sums run in vector registers; infinities and NaN keep their meaning.
-_compile = numba.njit(nogil=True, cache=True, error_model='numpy', fastmath={'reassoc', 'contract', 'nsz'})
+_OPTIONS: dict[str, Any] = {'nogil': True, 'error_model': 'numpy', 'fastmath': {'reassoc', 'contract', 'nsz'}}
+
+
+def _compile(function: Callable[..., Any]) -> Any:
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # no folder for the compiled code can be written, as in containers
+        if function.__name__ == 'sample':
+            warnings.warn('no folder can keep the compiled loop: it is compiled in every process', stacklevel=2)
+        return numba.njit(**_OPTIONS)(function)
+
 
 _half, _one, _eps, _sqrt_half = np.float32(0.5), np.float32(1), np.float32(1e-5), np.float32(0.5**0.5)
 

@@ -23,7 +23,7 @@ from audio.models.sashimi import SaShiMi
 from s4nd.layers.streaming import State
 from s4nd.options import option
 
-METHODS = ('auto', 'compiled', 'eager')
+METHODS = ('auto', 'compiled', 'captured', 'eager')
 
 
 @dataclass
@@ -41,7 +41,8 @@ class Sampling:
         mel: of a vocoder: the spectrogram (80, F) or (B, 80, F) of what it shall say, in the scale of its training, or
             the name of a .npy file that holds it.
         steps: denoising steps of a diffusion model; None: all of its schedule.
-        method: 'compiled' (needs numba and a CPU), 'eager' (any device), or 'auto': the first if possible.
+        method: 'compiled' (needs numba and a CPU), 'captured' (CUDA graphs; needs a GPU), 'eager' (any device), or
+            'auto': one of the first two if possible.
 
     Raises:
         ValueError: for values out of range.
@@ -223,6 +224,12 @@ def samples_in(seconds: float, sample_rate: int) -> int:
 
 
 def _sampler(model: SaShiMi, batch: int, label: Tensor | None, state: State, method: str) -> Sampler:
+    if method == 'captured' or (method == 'auto' and model.head.weight.is_cuda):
+        if not model.head.weight.is_cuda:
+            raise ValueError(f"method 'captured' needs a model on a GPU, got one on {model.head.weight.device}")
+        from audio.generation.captured import CapturedLoop  # which builds on this file
+
+        return CapturedLoop(model, batch, label=label, state=state)
     if method != 'eager':
         try:
             # numba is optional, and takes half a second to import.

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audio.models.hub import HubModel
 from audio.models.keywords import layer_keywords
 from s4nd.layers import S4ND
 
@@ -41,7 +42,7 @@ class WaveBlock(nn.Module):
         return (x + self.drop(self.mlp(self.norm2(x)))).transpose(1, 2)
 
 
-class WaveClassifier(nn.Module):
+class WaveClassifier(HubModel):
     """Classify waveforms (B, L) -> logits (B, num_classes).
 
     Clips are brought to the same loudness. The outputs of learned filters (1 -> dims[0]) are rectified and averaged,

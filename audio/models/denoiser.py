@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from audio.models.backbone import Level, check_sizes, walk
+from audio.models.hub import HubModel
 from audio.models.keywords import model_keywords
 from audio.models.sashimi import check_label
 from audio.models.walks import Pools
@@ -151,7 +152,7 @@ class DenoisingBackbone(nn.Module):
         return self.norm(walk(self.levels, self.center, x, WholeClip(condition, mel))[:, :length])
 
 
-class DiffusionSaShiMi(nn.Module):
+class DiffusionSaShiMi(HubModel):
     """Predict the noise in a waveform: noisy waveform (B, L), index of the step (B,), class (B,) -> noise (B, L).
 
     A map 1 -> H, `DenoisingBackbone`, a map H -> H -> 1 that begins at zero. Step and class make one condition (B, E),

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from audio.models.backbone import SaShiMiBackbone, System
+from audio.models.hub import HubModel
 from audio.models.keywords import model_keywords
 from s4nd.layers import S4
 from s4nd.layers.streaming import State
 
 
-class SaShiMi(nn.Module):
+class SaShiMi(HubModel):
     """Predict the next code of quantized audio: embedding, backbone, head; codes (B, L) -> logits (B, L, 2**bits).
 
     Args:

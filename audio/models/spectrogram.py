@@ -7,11 +7,13 @@ probabilities the rest.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from audio.models.hub import HubModel
 
-class SpectrogramClassifier(nn.Module):
+
+class SpectrogramClassifier(HubModel):
     """Waveforms (B, clip_samples) -> logits (B, num_classes).
 
     The picture has `n_mels` bands and a frame every 16 ms, each frame over 64 ms. In training each batch is shifted in

@@ -1,8 +1,9 @@
 """An image model to ONNX, checked: `python -m s4nd.export checkpoint=out/run size=224 [out=model.onnx]`.
 
 `model=NAME` in place of `checkpoint` takes an untrained model, trained for `size` as it were. `size` is a side in
-pixels, or height x width (224x320): it is fixed in the file, the number of images is not. The file is written only
-if ONNX Runtime agrees with the model to 1e-4 of its largest output.
+pixels, or height x width (224x320): it is fixed in the file, the number of images is not. `sizes=[16,24,32x40]` in its
+place writes a file for each: model_16.onnx and so on. `checkpoint` is a run, a hub folder or a file of weights. A
+file is written only if ONNX Runtime agrees with the model to 1e-4 of its largest output.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from omegaconf import MISSING
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ from s4nd.layers import S4ND
 from s4nd.models import is_ours, load_checkpoint
 from s4nd.ops import separable_conv, toeplitz, use_toeplitz
 from s4nd.options import nearest
-from s4nd.resolution import axis_steps, parse_size
+from s4nd.resolution import axis_steps, parse_size, size_name
 from s4nd.training.checkpoint import find_weights, read_metadata
 from s4nd.words import parse_words
 
@@ -168,11 +168,23 @@ class FrozenS4ND(nn.Module):
             self.register_buffer(f'axis_{axis}', operators[axis])
 
     def forward(self, x: Tensor) -> Tensor:
-        if list(x.shape[2:]) != self.size:
-            raise ValueError(f'the layer was frozen at size {self.size}, got an input of shape {list(x.shape)}')
-        u = x if self.channels == 1 else torch.cat([x] * self.channels, 1)
         operators = [self.get_buffer(f'axis_{axis}') for axis in range(len(self.size))]
-        return separable_conv(u, operators, self.centers, self.method, None if self.D is None else self.D.flatten())
+        skip = None if self.D is None else self.D.flatten()
+        return _frozen_conv(x, operators, self.size, self.centers, self.method, self.channels, skip)
+
+
+def _frozen_conv(
+    x: Tensor, operators: list[Tensor], size: list[int], centers: list[int], method: str, channels: int,
+    skip: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """What a frozen layer does; torch.fx passes over it."""
+    if list(x.shape[2:]) != size:
+        raise ValueError(f'the layer was frozen at size {size}, got an input of shape {list(x.shape)}')
+    u = x if channels == 1 else torch.cat([x] * channels, 1)
+    return separable_conv(u, operators, centers, method, skip)
+
+
+torch.fx.wrap('_frozen_conv')
 
 
 def _trace(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
@@ -201,7 +213,8 @@ def _trace(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[st
 class Options:
     """The command's options, with their defaults."""
 
-    size: Any = MISSING  # side in pixels, or height x width
+    size: Any = None  # side in pixels, or height x width
+    sizes: Any = None  # several of them, [16,24x32], in place of size
     checkpoint: str | None = None  # a run's folder or a .safetensors file
     model: str | None = None  # a registered name, in place of a checkpoint
     out: str = 'model.onnx'
@@ -212,32 +225,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return report_errors(run, Options, sys.argv[1:] if arguments is None else arguments)
 
 
-def report_errors(run: Callable[[Any], float], schema: type, arguments: Sequence[str]) -> int:
-    """Run an export command whose options have an `out`, print what came of it, and return the exit status."""
+def report_errors(run: Callable[[Any], dict[str, float]], schema: type, arguments: Sequence[str]) -> int:
+    """Run an export command whose options have an `out`, print the files and errors, and return the exit status."""
     try:
         options = parse_words(schema, arguments)
         if Path(options.out).suffix != '.onnx':
             raise ValueError(f'out: expected a name that ends in .onnx, got {options.out!r}')
-        worst = run(options)
+        written = run(options)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f'error: {error}', file=sys.stderr)  # noqa: T201 (a command)
         return 1 if isinstance(error, RuntimeError) else 2
-    print(f'{options.out}\nONNX Runtime agrees with the model to {worst:.1e} of its largest output')  # noqa: T201
+    for path, worst in written.items():
+        print(f'{path}\nONNX Runtime agrees with the model to {worst:.1e} of its largest output')  # noqa: T201
     return 0
 
 
-def run(options: Options) -> float:
-    """Load the model and export it; returns the worst relative error."""
-    size = parse_size(options.size)
+def run(options: Options) -> dict[str, float]:
+    """Load the model and export it; returns the files and their worst relative errors."""
+    if (options.size is None) == (options.sizes is None):
+        raise ValueError('expected either size=… or sizes=[…, …]')
+    sizes = [parse_size(size.strip()) for size in str(options.sizes or options.size).strip('[]').split(',')]
     if (options.checkpoint is None) == (options.model is None):
         raise ValueError('expected either checkpoint=… or model=…')
     if options.checkpoint is not None:
         model, metadata = load_checkpoint(options.checkpoint), read_metadata(find_weights(options.checkpoint))
     else:
-        model, metadata = _create(options.model, size), {'model': options.model}
+        model, metadata = _create(str(options.model), sizes[0]), {'model': str(options.model)}
     channels = get_model_input_config(model)['input_size'][0]
-    image = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
-    return export_onnx(model, {'image': image}, options.out, metadata=metadata)
+    written, out = {}, Path(options.out)
+    for size in sizes:
+        path = out if options.size is not None else out.with_stem(f'{out.stem}_{size_name(size)}')
+        image = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+        written[str(path)] = export_onnx(model, {'image': image}, path, metadata=metadata)
+    return written
 
 
 def _create(name: str, size: tuple[int, int]) -> nn.Module:

@@ -82,7 +82,7 @@ def make_kernel(
         raise ValueError(f"unknown kernel '{name}': expected one of {', '.join(KERNELS)}")
     known = kernel_keywords(name)
     common = {'channels': channels, 'd_state': d_state, 'dt_min': dt_min, 'dt_max': dt_max, 'length': length}
-    given = {key: value for key, value in common.items() if key in known}
+    given: dict[str, Any] = {key: value for key, value in common.items() if key in known}
     for key, value in (('init', init), ('bandlimit', bandlimit)):
         if value is not None and key not in known:
             raise ValueError(f"kernel '{name}' has no {key}: expected None, got {value!r}")
@@ -91,7 +91,8 @@ def make_kernel(
     unknown = sorted(set(args or {}) - set(own_keywords(name)))
     if unknown:
         raise ValueError(f"kernel '{name}' has no option {unknown}: expected some of {own_keywords(name)}")
-    return KERNELS[name](d_model, **{**given, **(args or {})}, device=device, dtype=dtype)
+    given.update(args or {}, device=device, dtype=dtype)
+    return KERNELS[name](d_model, **given)
 
 
 def kernel_keywords(name: str) -> set[str]:

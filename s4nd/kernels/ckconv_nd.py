@@ -125,8 +125,8 @@ class CKConvKernelND(nn.Module):
     def forward(self, lags: list[int], steps: list[float]) -> Tensor:
         """Taps (d_model, K_1, …, K_D) at lags of both signs, lag 0 in the middle; K_τ = 2 lags_τ - 1 or less.
 
-        An axis is cut where the kernel ends, except in graphs that cannot depend on values (compiled, exported), which
-        hold the zeros. Of a causal kernel negative lags are zeros.
+        An axis is cut where the kernel ends, except on a GPU and in graphs that cannot depend on values (compiled,
+        exported), which hold the zeros. Of a causal kernel negative lags are zeros.
 
         Raises:
             ValueError: unless each axis has lags >= 1 and a positive step.

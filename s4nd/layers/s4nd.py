@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from s4nd.kernels import make_kernel
 from s4nd.layers.base import GridLayer, check_signal
-from s4nd.ops import joint_matrix, lag_taps, observed, separable_conv, toeplitz, use_toeplitz
+from s4nd.ops import joint_matrix, lag_taps, observed, separable_conv, toeplitz, use_fused, use_toeplitz
 from s4nd.resolution import axis_steps, warn_if_aliased
 
 CELLS = ('training', 'input', 'published')
@@ -45,7 +45,8 @@ class S4ND(GridLayer):
         skip: whether D exists.
 
     Input (B, H, L1, …, Ld), output (B, c·H, L1, …, Ld), of the same dtype, device and memory format. `method`, an
-    attribute, is 'auto', 'toeplitz' or 'fft' (ops.separable_conv).
+    attribute, is 'auto', 'toeplitz', 'fft' or 'triton', and `exact` says whether half precision and autocast are
+    computed in float32 (ops.separable_conv).
 
     Raises:
         ValueError: for arguments that do not fit each other, and in the forward for an input of the wrong rank or
@@ -84,7 +85,7 @@ class S4ND(GridLayer):
         if cell not in CELLS:
             raise ValueError(f'unknown cell {cell!r}: expected one of {", ".join(CELLS)}')
         self.d_model, self.spatial_dims, self.tensor_rank, self.channels = d_model, axes, tensor_rank, channels
-        self.cell, self.method = cell, 'auto'
+        self.cell, self.method, self.exact = cell, 'auto', False
         self.bidirectional = per_axis(bidirectional, axes, 'bidirectional')
         self._l_max = [math.inf if v is None else float(v) for v in per_axis(l_max, axes, 'l_max')]
         if not min(self._l_max) >= 1:
@@ -156,8 +157,8 @@ class S4ND(GridLayer):
         u = x if self.channels == 1 else torch.cat([x] * self.channels, 1)
         skip = None if self.D is None else self.D.flatten()
         if len(operators) < self.spatial_dims:  # one matrix for all axes
-            return separable_conv(u.flatten(2), operators, centers, self.method, skip).reshape(u.shape)
-        return separable_conv(u, operators, centers, self.method, skip)
+            return separable_conv(u.flatten(2), operators, centers, self.method, skip, self.exact).reshape(u.shape)
+        return separable_conv(u, operators, centers, self.method, skip, self.exact)
 
     def operators(self, size: list[int], steps: list[float]) -> tuple[list[Tensor], list[int]]:
         """What `ops.separable_conv` takes for an input of this size; a subclass may make matrices of the taps."""
@@ -224,7 +225,7 @@ class S4ND(GridLayer):
     @torch.jit.unused
     def _matrices(self, size: list[int], steps: list[float]) -> tuple[list[Tensor], list[int]]:
         operators, centers = self.operators(size, steps)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or use_fused(operators[0].device, operators[0].dtype, size, self.method):
             return operators, centers
         for axis, length in enumerate(size):
             if operators[axis].dim() == 3 and use_toeplitz(size, axis, self.method):

@@ -25,6 +25,9 @@ from s4nd.models._mixers import assign_grid, mixer_class
 from s4nd.models._parts import LayoutModule, from_map, to_map
 from s4nd.optim import ssm_parameter_patterns
 
+for name in ('to_map', 'from_map'):  # as in _parts.py
+    torch.fx.wrap(name)
+
 _RESETTABLE = (S4ND, TimeConv, nn.LayerNorm, nn.BatchNorm2d, nn.BatchNorm3d, LayerScale)
 
 
@@ -301,6 +304,8 @@ def create(
         update_model_args(model, **{key: value for key, value in args.items() if key in own})
         if isinstance(model, Backbone):
             _describe_size(model)
+            if 'img_size' not in given and hasattr(model.stem, 'default_size'):
+                model.stem.default_size = True
     return model
 
 

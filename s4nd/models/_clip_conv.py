@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from s4nd.models._arguments import choose, positive
 
+torch.fx.wrap('pad_time')
+
 
 class I3DConv(nn.Module):
     """One depthwise k x size x size convolution, as inflated ConvNets have it (I3D, arXiv 1705.07750).

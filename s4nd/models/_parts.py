@@ -15,6 +15,9 @@ from s4nd.layers.base import check_floating
 from s4nd.ops.dispatch import in_format_of
 
 register_notrace_function(in_format_of)
+# A plain torch.fx.symbolic_trace passes over them as well: they look at sizes, which a Proxy does not know.
+for name in ('in_format_of', 'glu', 'to_map', 'from_map'):
+    torch.fx.wrap(name)
 
 
 @register_notrace_function

@@ -4,6 +4,7 @@ Shapes: B batch, C channels, T frames, (H, W) pixels, (h, w) positions of a feat
 `resize(grid) -> grid`: take the training grid that enters, ([T,] H, W), and return the one that leaves.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +18,13 @@ from s4nd.layers import S4ND, GridLayer
 from s4nd.models._arguments import choose, positive
 from s4nd.models._mixers import assign_grid
 from s4nd.models._parts import ChannelNorm, check_input, fold_time, from_frames, glu, to_frames
-from s4nd.resolution import area_resize
+from s4nd.resolution import area_resize, user_stacklevel
 
 Grid = tuple[int, ...]
 
 register_notrace_function(area_resize)
+for name in ('area_pool', 'area_resize', 'check_input', 'fold_time', 'from_frames', 'glu', 'to_frames'):
+    torch.fx.wrap(name)
 
 
 @register_notrace_function
@@ -67,7 +70,7 @@ class Stem(GridLayer):
         self, in_chans: int, grid: Grid, patch: int, time_patch: int = 1, min_size: int = 1, device: Any = None
     ) -> None:
         super().__init__(grid, device)
-        self.in_chans, self.min_size = in_chans, min_size
+        self.in_chans, self.min_size, self.default_size = in_chans, min_size, False
         self.patch, self.time_patch = positive('patch', patch), positive('time_patch', time_patch)
         if len(grid) == 2 and time_patch > 1:
             raise ValueError(
@@ -76,12 +79,30 @@ class Stem(GridLayer):
         self.check_size(grid)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = fold_time(check_input(x, self.in_chans, len(self._grid), self.min_size), self.time_patch)
+        x = check_input(x, self.in_chans, len(self._grid), self.min_size)
+        if self.training and self.default_size and not torch.jit.is_scripting():
+            self._hint(x)
+        x = fold_time(x, self.time_patch)
         return from_frames(self.project(to_frames(x)), x)
 
     def project(self, x: Tensor) -> Tensor:
         """Map frames (n, in_chans · time_patch, H, W) -> (n, dim, h, w)."""
         raise NotImplementedError
+
+    @torch.jit.unused
+    def _hint(self, x: Tensor) -> None:
+        """Say once that a model built without a size is trained at another one, as by timm's --img-size."""
+        if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling():
+            return
+        self.default_size = False
+        size, grid = tuple(x.shape[-2:]), tuple(self._grid[-2:])
+        if size != grid:
+            warnings.warn(
+                f'training on images of {size[0]} x {size[1]} pixels with a model made for {grid[0]} x {grid[1]}: its '
+                f'kernels take them for the same scene, sampled differently. For kernels that count these pixels give '
+                f'img_size={size[0]} (in timm: --model-kwargs img_size={size[0]})',
+                stacklevel=user_stacklevel(),
+            )
 
     @torch.jit.ignore
     def check_size(self, grid: Grid) -> None:

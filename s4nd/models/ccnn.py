@@ -24,6 +24,8 @@ from s4nd.models._parts import check_input
 
 __all__ = ['CCNN', 'CCNNBlock', 'checkpoint_filter_fn']
 
+torch.fx.wrap('check_input')
+
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 

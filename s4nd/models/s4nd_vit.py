@@ -128,6 +128,7 @@ class S4NDViT(Backbone):
             num_classes=num_classes,
             drop_rate=drop_rate,
         )
+        self.embed_dim = embed_dim
 
 
 def _cfg() -> dict[str, Any]:

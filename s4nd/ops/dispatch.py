@@ -31,13 +31,38 @@ def observed() -> bool:
 
 
 def values_are_known(x: Tensor) -> bool:
-    """Whether sizes may depend on the values of x."""
-    return not (observed() or x.is_meta)
+    """Whether sizes may depend on the values of x; reading those on a GPU would wait for it."""
+    return not (observed() or x.is_meta or x.is_cuda)
 
 
 def by_hand(x: Tensor) -> bool:
     """Whether complex numbers and hand-written gradients can be used for x."""
     return not observed() and (x.device.type == 'cpu' or x.device.type == 'cuda')
+
+
+def takes_operators() -> bool:
+    """Whether an operator of our own may be called: eagerly or compiled, not where each step must be seen."""
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return not _is_observed()
+
+
+@torch.jit.unused
+def autocasted(x: Tensor) -> Tensor:
+    """x as convolutions take it: in the dtype of autocast, where that is on."""
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
+# Elsewhere a CPU imitates products in half precision, slower than in float32.
+_CPU_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@torch.jit.unused
+def half_products(x: Tensor) -> bool:
+    """Whether the device multiplies the halves of x with sums in float32."""
+    return x.is_cuda or (_CPU_BFLOAT16 and x.device.type == 'cpu' and x.dtype == torch.bfloat16)
 
 
 def wants_graph(grad: Tensor) -> bool:

@@ -11,11 +11,12 @@ import math
 import torch
 from torch import Tensor
 
-from s4nd.ops.dispatch import by_hand, in_format_of
+from s4nd.ops import fused
+from s4nd.ops.dispatch import autocasted, by_hand, half_products, in_format_of, takes_operators
 from s4nd.ops.fftconv import fft_conv, plain_fft_conv
 from s4nd.ops.products import apply_matrix, axis_dim, from_channels, separable_product, to_channels
 
-METHODS = ('auto', 'toeplitz', 'fft')
+METHODS = ('auto', 'toeplitz', 'fft', 'triton')
 
 
 def lag_taps(forward: Tensor, backward: Tensor, centered: bool, window: float = 1.0) -> tuple[Tensor, int]:
@@ -45,32 +46,42 @@ def lag_taps(forward: Tensor, backward: Tensor, centered: bool, window: float = 
 
 
 def separable_conv(
-    x: Tensor, taps: list[Tensor], centers: list[int], method: str = 'auto', skip: Tensor | None = None
+    x: Tensor,
+    taps: list[Tensor],
+    centers: list[int],
+    method: str = 'auto',
+    skip: Tensor | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """Convolve x with a separable kernel, one axis after the other.
 
     Args:
-        x: (B, C, L1, …, Ld), any floating dtype; half precision is computed in float32.
+        x: (B, C, L1, …, Ld), any floating dtype. Under autocast it is cast as for `torch.conv2d`. Halves are multiplied
+            as they are, with sums in float32, where the device does that (relative error up to 1e-2 in bfloat16); FFTs
+            are in float32.
         taps: for each axis (R, C, K), or the matrices (R, C, L, L) that `toeplitz` made of them for this size; R is the
             same on all axes, and the R products are summed.
         centers: index of lag 0 on each axis (0: causal).
-        method: 'toeplitz' (matrix products), 'fft', or 'auto' (`use_toeplitz`).
+        method: 'toeplitz' (matrix products), 'fft', 'triton' (one pass, `s4nd.ops.fused`, for axes up to 64), or
+            'auto': 'triton' on a GPU where it can, else by `use_toeplitz`.
         skip: (C,), adds skip · x.
+        exact: compute in float32 at least, under autocast too.
 
     Returns:
         (B, C, L1, …, Ld), of the dtype and memory format of x. One NaN or infinity makes all outputs of its feature and
         batch row NaN, earlier ones too: zero taps do not hide it.
 
     Raises:
-        ValueError: if numbers of axes, features or ranks do not agree, an axis is empty, or the method is unknown.
+        ValueError: if numbers of axes, features or ranks do not agree, an axis is empty, the method is unknown, or it
+            is 'triton' where that cannot run.
     """
     axes = x.dim() - 2
     if len(taps) != axes or len(centers) != axes or axes < 1:
         raise ValueError(
             f'expected one tensor of taps and one center for each of {axes} axes, got {len(taps)} and {len(centers)}'
         )
-    if method != 'auto' and method != 'toeplitz' and method != 'fft':
-        raise ValueError(f"unknown method '{method}': expected 'auto', 'toeplitz' or 'fft'")
+    if method != 'auto' and method != 'toeplitz' and method != 'fft' and method != 'triton':
+        raise ValueError(f"unknown method '{method}': expected 'auto', 'toeplitz', 'fft' or 'triton'")
     for axis in range(axes):
         k, length = taps[axis], x.shape[axis + 2]
         matrix = k.dim() == 4 and k.shape[2] == length and k.shape[3] == length
@@ -83,13 +94,44 @@ def separable_conv(
             raise ValueError(f'x has an empty axis: shape {list(x.shape)}')
         if not matrix and (centers[axis] < 0 or centers[axis] >= k.shape[2]):
             raise ValueError(f'center {centers[axis]} of axis {axis} is outside its {k.shape[2]} lags')
-    if x.numel() == 0:
-        return torch.zeros_like(x)
-    if torch.jit.is_scripting() or x.is_meta:
-        return _separable_conv(x, taps, centers, method, skip)
-    # Autocast would run the matrix products in half precision.
+    if torch.jit.is_scripting() or x.is_meta or x.numel() == 0:
+        return torch.zeros_like(x) if x.numel() == 0 else _separable_conv(x, taps, centers, method, skip, True)
+    if not exact:
+        x = autocasted(x)
+    # What follows chooses its dtypes itself.
     with torch.autocast(x.device.type, enabled=False):
-        return _separable_conv(x, taps, centers, method, skip)
+        if use_fused(x.device, x.dtype, list(x.shape[2:]), method) and _are_taps(taps, method):
+            return _one_pass(x, taps, centers, skip, exact)
+        return _separable_conv(x, taps, centers, method, skip, exact)
+
+
+@torch.jit.unused
+def use_fused(device: torch.device, dtype: torch.dtype, size: list[int], method: str = 'auto') -> bool:
+    """Whether a signal (B, C, *size) is convolved in one pass, from its taps ('auto': on a GPU, where it can be).
+
+    Raises:
+        ValueError: for method 'triton' where it cannot be.
+    """
+    can = fused.runs_on(device) and fused.fits(size, dtype) and takes_operators()
+    if method == 'triton' and not can:
+        raise ValueError(
+            "method 'triton' takes up to three axes of up to 64 samples in float32, float16 or bfloat16, on a CUDA "
+            f'device (or a CPU with TRITON_INTERPRET=1), eagerly or compiled, got size {size} in {dtype} on {device}'
+        )
+    return can and (method == 'triton' or (method == 'auto' and device.type == 'cuda'))
+
+
+@torch.jit.unused
+def _one_pass(x: Tensor, taps: list[Tensor], centers: list[int], skip: Tensor | None, exact: bool) -> Tensor:
+    return fused.fused_conv(x, taps, centers, skip, exact)
+
+
+@torch.jit.unused
+def _are_taps(taps: list[Tensor], method: str) -> bool:
+    found = all(k.dim() == 3 for k in taps)
+    if method == 'triton' and not found:
+        raise ValueError("method 'triton' takes taps, got matrices")
+    return found
 
 
 def use_toeplitz(size: list[int], axis: int, method: str = 'auto') -> bool:
@@ -131,22 +173,28 @@ def toeplitz_replicate(taps: Tensor, center: int, length: int) -> Tensor:
     return toeplitz(k, center, length) + first + last
 
 
-def _separable_conv(x: Tensor, taps: list[Tensor], centers: list[int], method: str, skip: Tensor | None) -> Tensor:
+def _separable_conv(
+    x: Tensor, taps: list[Tensor], centers: list[int], method: str, skip: Tensor | None, exact: bool
+) -> Tensor:
     dtype = x.dtype
-    if dtype == torch.float16 or dtype == torch.bfloat16:
-        x = x.float()
-    if skip is not None:
-        skip = skip.to(x.dtype)
+    half = dtype == torch.float16 or dtype == torch.bfloat16
     axes = x.dim() - 2
     size = list(x.shape[2:])
     operators: list[Tensor] = []
     all_matrices = True
     for axis in range(axes):
-        k = taps[axis].to(x.dtype)
+        # Taps of one dtype before halves are made of the matrices, so that gradients of a tap add up in float32.
+        k = taps[axis].to(torch.float32 if half else dtype)
         if k.dim() == 3 and use_toeplitz(size, axis, method):
             k = toeplitz(k, centers[axis], size[axis])
         all_matrices = all_matrices and k.dim() == 4
         operators.append(k)
+    if half and (exact or not all_matrices or not half_products(x)):
+        x = x.float()
+    if half and all_matrices:
+        operators = [k.to(x.dtype) for k in operators]
+    if skip is not None:
+        skip = skip.to(x.dtype)
     if by_hand(x) and (all_matrices or axes == 1):
         return _by_hand(x, operators, centers, skip).to(dtype)
     u = to_channels(x)

@@ -112,12 +112,17 @@ class Task(ABC):
         monitor: metric of `evaluate` that picks the best checkpoint.
         maximize: whether larger values of it are better.
         model_args: keywords that build the model, as stored with the weights; `build_model` completes them.
+        loss_unit, loss_scale: the unit in which the loss is shown, and what brings it there.
+        train_count: examples to train on; None: not known.
     """
 
     Config: ClassVar[type[RunConfig]]
     config: Any  # an instance of Config
     monitor: str
     maximize: bool = False
+    loss_unit: str = ''
+    loss_scale: float = 1.0
+    train_count: int | None = None
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -214,6 +219,17 @@ class Task(ABC):
     def skipped(self) -> list[str]:
         """Files that could not be read, with the reason where one is known."""
         return []
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How inputs are prepared, in timm's words, for the config.json of the run."""
+        return {}
+
+    def unit(self, metric: str) -> str:
+        """The unit of a metric of `evaluate`, or of 'loss'; '': it has none."""
+        if metric == 'loss' or metric.endswith('_loss'):
+            return self.loss_unit
+        return {'accuracy': '%', 'cross_entropy': 'nats'}.get(metric.partition('@')[0], '')
 
     def notes(self) -> dict[str, Any]:
         """Further entries of the report."""

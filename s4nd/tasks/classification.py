@@ -29,6 +29,7 @@ class LabeledTask(Task, Generic[Set]):
     """
 
     maximize = True
+    loss_unit = 'nats'
 
     def __init__(self, config: RunConfig, splits: Splits[Set], examples: str) -> None:
         super().__init__(config)
@@ -37,6 +38,7 @@ class LabeledTask(Task, Generic[Set]):
                 f'eval.weights=best needs held-out {examples} to choose by: set data.val_fraction above 0'
             )
         self.splits = splits
+        self.train_count = len(splits.train.labels)
         self.classes: Sequence[str] = splits.train.classes
         self.channels: int = splits.train.channels
 
@@ -53,7 +55,12 @@ class LabeledTask(Task, Generic[Set]):
         return {**super().metadata, 'classes': json.dumps(self.classes)}
 
     def completed_args(self) -> dict[str, Any]:
-        return {'num_classes': len(self.classes), 'in_chans': self.channels, **self.config.model.args}
+        found = {'num_classes': len(self.classes), 'in_chans': self.channels}
+        for name, count in found.items():
+            given = self.config.model.args.get(name, count)
+            if given != count:
+                raise ConfigError(f'model.args.{name}: the data have {count}, got {given}')
+        return {**found, **self.config.model.args}
 
     def misfit(self) -> str:
         count = self.model_args.get('num_classes', len(self.classes))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import timm
 from torch import nn
 
 from s4nd.models import is_ours
-from s4nd.options import ConfigError, nearest
+from s4nd.options import ConfigError, built, nearest
 
 __all__ = ['check_name', 'is_ours', 'make_timm_model']
 
@@ -28,7 +29,17 @@ def make_timm_model(name: str, args: Mapping[str, Any]) -> nn.Module:
         ConfigError: an unknown name or keyword, or a value that the model refuses.
     """
     check_name(name)
+    if None in args.values():
+        _check_nulls(name, args)
+    return built(partial(timm.create_model, name), args)
+
+
+def _check_nulls(name: str, args: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an unknown keyword that is null: timm drops what is null, known or not."""
     try:
-        return timm.create_model(name, **args)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f'model.args: {error}') from error
+        timm.model_entrypoint(name)(**args)
+    except TypeError as error:
+        if 'keyword' in str(error):
+            raise ConfigError(f'model.args: {error}') from error
+    except Exception:  # what a constructor says of null is of no concern
+        return

@@ -1,8 +1,10 @@
 """Weights in safetensors and the state from which a run goes on, both written atomically.
 
 A checkpoint folder holds `config.yaml` (the resolved configuration), `last.safetensors` and `best.safetensors` (weights
-to use: the averaged ones where averaging is on), `resume.pt` (all that training needs to go on, in one file, so that an
-interruption can never leave half of it) and `resume-before.pt`, the state that was saved before it.
+to use: the averaged ones where averaging is on), for a model of timm's registry `config.json` (which makes it a folder
+that timm loads), `resume.pt` (all that training needs to go on, in one file, so that an interruption can never leave
+half of it) and `resume-before.pt`, the state that was saved before it. Weights from elsewhere are read as well: a hub
+folder, a checkpoint of timm's train.py, a state dict.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
 from s4nd.files import write_atomically
+from s4nd.training.foreign import describe_folder, read_pickled
 
 __all__ = [
     'STATES',
@@ -46,6 +49,10 @@ STATES = ('resume.pt', 'resume-before.pt')  # the newest first
 # What a keyword in a file must not be called: a constructor would open another file or address.
 _OPENING = re.compile(r'pretrained|checkpoint|(?<!drop_)path|(^|_)file|url|cache|hub|download')
 _WORD = re.compile(r'[\w.+-]{0,64}')
+_NAMES = (
+    'best.safetensors', 'last.safetensors', 'model.safetensors', 'model_best.pth.tar', 'last.pth.tar',
+    'pytorch_model.bin',
+)  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -63,22 +70,24 @@ def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, str]) -
 
 
 def find_weights(path: str | Path) -> Path:
-    """A weights file itself, or of a run's folder the best weights, else the last. FileNotFoundError: none there."""
+    """A weights file itself, or of a folder the best weights, else the last, else a hub's. FileNotFoundError: none."""
     path = Path(path)
     if path.is_file():
         return path
     if not path.is_dir():
         raise FileNotFoundError(f'no checkpoint at {path}')
-    for name in ('best.safetensors', 'last.safetensors'):
+    for name in _NAMES:
         if (path / name).is_file():
             return path / name
-    raise FileNotFoundError(f'no best.safetensors or last.safetensors in {path}')
+    raise FileNotFoundError(f'no best.safetensors or last.safetensors in {path}, nor {", ".join(_NAMES[2:])}')
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The strings stored beside the weights: 'model', 'format' and what the writer added."""
-    with _open(Path(path)) as file:
-        return dict(file.metadata() or {})
+    """The strings stored beside the weights: 'model', 'format' and what the writer added.
+
+    Of weights from elsewhere: 'model', 'args' and what else follows from a config.json or from timm's training options.
+    """
+    return _read(Path(path), tensors=False)[0]
 
 
 def load_weights(path: str | Path, model: nn.Module, expect: str | None = None) -> dict[str, str]:
@@ -88,12 +97,10 @@ def load_weights(path: str | Path, model: nn.Module, expect: str | None = None) 
     names both sides. The model is untouched unless everything fits and every number is finite.
     """
     path = Path(path)
-    with _open(path) as file:
-        metadata = dict(file.metadata() or {})
-        saved = metadata.get('model', 'an unnamed model')
-        if expect is not None and saved != expect:
-            raise CheckpointError(f'{path} holds the weights of {saved}, expected {expect}')
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    metadata, tensors = _read(path)
+    saved = metadata.get('model', 'an unnamed model')
+    if expect is not None and saved != expect:
+        raise CheckpointError(f'{path} holds the weights of {saved}, expected {expect}')
     own = model.state_dict()
     missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [
@@ -202,10 +209,22 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def _open(path: Path) -> Any:
+def _read(path: Path, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and, unless they are not wanted, tensors."""
     if not path.is_file():
         raise CheckpointError(f'{path}: no such checkpoint')
+    if path.suffix in ('.pt', '.pth', '.tar', '.bin'):
+        try:
+            return read_pickled(path)
+        except Exception as error:  # torch raises half a dozen unrelated types for a damaged file
+            problem = f'{type(error).__name__}: {error}'
+            raise CheckpointError(f'{path}: damaged, or not a file of weights ({problem})') from error
     try:
-        return safe_open(path, framework='pt')
+        with safe_open(path, framework='pt') as file:
+            metadata = dict(file.metadata() or {})
+            if 'args' not in metadata:
+                metadata = {**describe_folder(path.parent / 'config.json'), **metadata}
+            names = file.keys() if tensors else ()
+            return metadata, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f'{path}: damaged or not a safetensors file ({error})') from error

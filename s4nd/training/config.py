@@ -27,6 +27,7 @@ __all__ = [
     'OptimConfig',
     'RunConfig',
     'SaveConfig',
+    'check_plain',
     'check_resumable',
     'flat_options',
     'load_config',
@@ -97,7 +98,7 @@ class RunConfig:
     device: str = option('auto', 'auto takes an accelerator where there is one', choices=('auto', 'cpu'))
     precision: str = option('fp32', 'number format of the forward pass', choices=('fp32', 'bf16', 'fp16'))
     compile: bool = option(False, 'compile the training step (torch.compile)')
-    threads: int | None = option(None, "CPU threads; null: torch's choice", low=1)
+    threads: int | None = option(None, "CPU threads; null: torch's choice", low=1, high=1024)
     model: ModelConfig = section(ModelConfig)
     optim: OptimConfig = section(OptimConfig)
     eval: EvalConfig = section(EvalConfig)
@@ -109,6 +110,8 @@ _CHANGEABLE = re.compile(
     r'resume|overwrite|eval_only|out|label|epochs|max_steps|device|compile|threads|eval\..*|save\..*'
     r'|optim\.(lr|ssm_lr|warmup_lr|warmup_epochs|min_lr|schedule)|data\.(root|cache|download|workers|split_files)'
 )
+
+_MOST_ALIASES = 100  # a few of them expand to gigabytes
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Any:
@@ -167,12 +170,30 @@ def _read_file(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f'{path}: no such configuration file')
     try:
-        content = OmegaConf.create(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f'{path}: not valid YAML: {error}') from error
-    if not OmegaConf.is_dict(content):
-        raise ConfigError(f'{path}: expected key: value lines, got a list')
+        text = path.read_text('utf-8')
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > _MOST_ALIASES:
+            raise ConfigError(f'{path}: expected at most {_MOST_ALIASES} aliases')
+        root = yaml.compose(text, yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            found = 'a list' if isinstance(root, yaml.SequenceNode) else repr(text.strip()[:60])
+            raise ConfigError(f'{path}: expected key: value lines, got {found}')
+        content = OmegaConf.create(text)
+        plain = OmegaConf.to_container(content)
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f'{path}: not valid YAML: {" ".join(str(error).split())[:300]}') from error
+    check_plain(str(path), plain)
     return content
+
+
+def check_plain(origin: str, content: Any) -> None:
+    """Raise ConfigError for a value with an interpolation: what a file says must not read the environment."""
+    for entry in content.values() if isinstance(content, dict) else content:
+        if isinstance(entry, (dict, list)):
+            check_plain(origin, entry)
+        elif isinstance(entry, str) and '${' in entry:
+            raise ConfigError(f'{origin}: {entry!r} is an interpolation, expected a value')
 
 
 def _parse_override(text: str) -> Any:
@@ -181,5 +202,6 @@ def _parse_override(text: str) -> Any:
         raise ConfigError(f"'{text}': expected key=value, such as epochs=10 or data.root=/path")
     try:
         return OmegaConf.from_dotlist([text])
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"'{text}': {str(error).splitlines()[0]}") from error
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"'{text[:200]}': {reason}") from error

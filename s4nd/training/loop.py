@@ -8,9 +8,6 @@ Everything random follows from the seed and the number of the batch, so that a r
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
 import math
 import sys
 import time
@@ -31,18 +28,16 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from s4nd.files import write_atomically
 from s4nd.optim import param_groups
 from s4nd.tasks import Task
-from s4nd.training.checkpoint import STATES, CheckpointError, load_newest_state, save_state, save_weights
-from s4nd.training.config import ConfigError, RunConfig, check_resumable, flat_options, save_config
-from s4nd.training.finite import NonFiniteError, bad_state, first_bad_tensor
-from s4nd.training.folder import claimed
+from s4nd.training.checkpoint import STATES
+from s4nd.training.config import ConfigError, RunConfig, save_config
+from s4nd.training.finite import NonFiniteError, first_bad_tensor
+from s4nd.training.folder import claimed, clear
 from s4nd.training.stopping import Stop
+from s4nd.training.stored import Stored
 
 __all__ = ['NonFiniteError', 'fit', 'make_accelerator']
-
-logger = logging.getLogger(__name__)
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -83,23 +78,15 @@ def fit(
             disable=not accelerator.is_main_process,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         ) as progress:
-            while (run.epoch < config.epochs and run.updates < run.total_updates) or run.unfinished:
+            while (run.epoch < config.epochs and run.updates < run.total_updates) or run.done:
                 run.train_epoch(progress)
                 run.finish_epoch(progress)
         run.leave_weights_in(model)
         return run.summary()
 
 
-class _Training:
-    """One run: the model and what moves it.
-
-    Attributes:
-        epoch: complete epochs, evaluated and saved.
-        updates: updates of the weights.
-        done: updates of the present epoch.
-        total: summed loss of the present epoch; a NaN or infinity in it tells of one in any batch.
-        unfinished: the last epoch was trained to its end, and not evaluated.
-    """
+class _Training(Stored):
+    """One run: the model and what moves it."""
 
     def __init__(
         self, model: nn.Module, task: Task, config: RunConfig, out: Path, accelerator: Accelerator, stop: Stop
@@ -145,7 +132,7 @@ class _Training:
 
     def _make_scheduler(self, optimizer: torch.optim.Optimizer) -> Scheduler | None:
         optim = self.config.optim
-        warmup = min(round(optim.warmup_epochs * self.updates_per_epoch), self.total_updates - 1)
+        self.warmup = warmup = min(round(optim.warmup_epochs * self.updates_per_epoch), self.total_updates - 1)
         if optim.schedule == 'constant' and warmup == 0:
             return None
         constant = optim.schedule == 'constant'
@@ -159,17 +146,30 @@ class _Training:
             t_in_epochs=False,
         )
 
-    @property
-    def unfinished(self) -> bool:
-        return self.done > 0
-
     def begin(self) -> None:
         """Take up the state of an interrupted run, or begin a new one; the configuration is stored then."""
         if self.config.resume:
-            self._restore()
+            self.restore()
         if self.accelerator.is_main_process:
+            if self.config.overwrite and not self.config.resume:
+                clear(self.out)  # not before data, model and optimizer are known to be usable
             # The file describes the run; whether this start was a second one is not part of it.
             save_config(self.out / 'config.yaml', replace(self.config, resume=False, overwrite=False))
+            tqdm.write(self._header(), file=sys.stderr)
+
+    def _header(self) -> str:
+        """What is about to be computed, on what, and how much of it."""
+        config, accelerator = self.config, self.accelerator
+        size = sum(parameter.numel() for parameter in self.raw.parameters())
+        trained = ', '.join(f'{axis.trained} {axis.unit}' for axis in self.task.axes.values())
+        count = accelerator.num_processes
+        batch = f'{self.task.batch_size} × {count} processes × {config.optim.accumulate} batches'
+        return (
+            f'{config.model.name}: {size:,} parameters, {config.precision} on {accelerator.device}, '
+            f'{count} process{"es" if count > 1 else ""}\n'
+            f'{self.task.train_count or "unknown"} examples{f" at {trained}" if trained else ""}, {batch} per update; '
+            f'{self.total_updates} updates, {self.warmup} of them warm-up; results in {self.out}'
+        )
 
     def train_epoch(self, progress: tqdm) -> None:
         """All updates of one epoch, or those that are left of it or of max_steps."""
@@ -189,7 +189,8 @@ class _Training:
                 self.ema.update(self.raw, step=self.updates)
             progress.update()
             if self.updates % self.interval == 0:
-                progress.set_postfix(loss=f'{self.total.item() / (number + 1):.4f}', refresh=False)
+                mean = self.total.item() / (number + 1) * self.task.loss_scale
+                progress.set_postfix_str(f'loss {mean:.4f} {self.task.loss_unit}'.rstrip(), refresh=False)
                 self._look()
         self.seconds += time.monotonic() - start
 
@@ -212,7 +213,7 @@ class _Training:
             self.total += loss.detach()
             if self.interval == 1 and not math.isfinite(loss.item()):
                 culprit = first_bad_tensor(self.raw, self.task, batch)
-                raise self._not_finite(f'the loss is {loss.item()} at {self._place(1)}', culprit)
+                raise self.not_finite(f'the loss is {loss.item()} at {self.place(1)}', culprit)
             accelerator.backward(loss)
             if clip is not None and accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(self.model.parameters(), clip)
@@ -227,11 +228,11 @@ class _Training:
         due |= save.updates is not None and self.updates - self.saved_updates >= save.updates
         stop, due, finite = self._agreed(self.stop.signal is not None, due, bool(self.total.isfinite()))
         if not finite:
-            raise self._not_finite(f'a loss is not finite in the updates before {self._place()}')
+            raise self.not_finite(f'a loss is not finite in the updates before {self.place()}')
         if stop:
             self._end()
         if due:
-            self._save_state()
+            self.save_state()
 
     def _agreed(self, stop: bool, due: bool, finite: bool) -> tuple[bool, bool, bool]:
         """The same decision in every process: what any of them was told, and whether all are well."""
@@ -242,41 +243,19 @@ class _Training:
         return told, timed, not bad
 
     def _end(self) -> None:
-        self._save_state()
+        self.save_state()
         name = self.stop.signal.name if self.stop.signal else 'a signal to another process'
         raise self.stop.interrupted(
             f'interrupted by {name}: saved after update {self.updates} of {self.total_updates} in '
             f'{self.out / STATES[0]}, resume=true goes on from there'
         )
 
-    def _place(self, ahead: int = 0) -> str:
-        return f'update {self.updates + ahead} (epoch {self.epoch + 1})'
-
-    def _not_finite(self, found: str, culprit: str | None = None) -> NonFiniteError:
-        named = '' if culprit is None else f': first bad tensor: {culprit}'
-        states = [str(self.out / name) for name in STATES if (self.out / name).is_file()]
-        left = 'nothing was saved yet' if not states else (
-            f'intact: {" and ".join(states)}; resume=true goes on from the first (delete it to take the second)'
-        )  # fmt: skip
-        return NonFiniteError(f'{found}{named}. A smaller optim.lr or optim.clip_grad=1.0 may help; {left}')
-
-    def _check_finite(self) -> None:
-        for kind, module in (('', self.raw), ('the average of ', None if self.ema is None else self.ema.module)):
-            bad = None if module is None else bad_state(module)
-            if bad is not None:
-                raise self._not_finite(f'after {self._place()} {kind}{bad} is not finite')
-
-    @property
-    def weights(self) -> nn.Module:
-        """The module to evaluate and to save: the averaged weights where there are any."""
-        return self.raw if self.ema is None else self.ema.module
-
     def finish_epoch(self, progress: tqdm) -> None:
         """Evaluate when it is time to, then write the checkpoint."""
-        self._check_finite()
+        self.check_finite()
         batches = self.done * self.config.optim.accumulate
         rates = [group['lr'] for group in self.optimizer.param_groups]
-        loss = reduce(self.total, 'mean').item() / batches
+        loss = reduce(self.total, 'mean').item() / batches * self.task.loss_scale
         entry = {'epoch': self.epoch + 1, 'loss': loss, 'lr': max(rates)}
         improved = False
         if self.updates >= self.total_updates or (self.epoch + 1) % self.config.eval.every == 0:
@@ -285,11 +264,15 @@ class _Training:
         self.epoch, self.done, self.total = self.epoch + 1, 0, self._zero()
         self.history.append(entry)
         if self.accelerator.is_main_process:
-            shown = '  '.join(f'{key} {value:.4g}' for key, value in entry.items() if key != 'epoch')
+            units = {key: self.task.unit(key) for key in entry}
+            shown = '  '.join(
+                f'{key} {value:.4g}' + (f' {units[key]}' if units[key] else '')
+                for key, value in entry.items() if key != 'epoch'
+            )  # fmt: skip
             progress.clear()
             tqdm.write(f'epoch {self.epoch}/{self.config.epochs}  {shown}', file=sys.stderr)
-        self._save_state()
-        self._save_weights(improved)
+        self.save_state()
+        self.save_weights(improved)
         self.accelerator.wait_for_everyone()
         if self._agreed(self.stop.signal is not None, False, True)[0] and self.updates < self.total_updates:
             self._end()
@@ -307,7 +290,7 @@ class _Training:
             raise
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise self._not_finite(f'{name} is {value} after {self._place()}')
+                raise self.not_finite(f'{name} is {value} after {self.place()}')
         return metrics
 
     def _note_best(self, entry: dict[str, float]) -> bool:
@@ -319,90 +302,6 @@ class _Training:
             return False
         self.best = {'epoch': entry['epoch'], monitor: entry[monitor]}
         return True
-
-    def _save_weights(self, improved: bool) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        names = {'task': self.config.task, 'model': self.config.model.name}
-        metadata = {**names, **self.task.metadata, 'epoch': str(self.epoch)}
-        for name in ('best', 'last') if improved else ('last',):
-            save_weights(self.out / f'{name}.safetensors', self.weights, metadata)
-        rows = io.StringIO()
-        columns = list(dict.fromkeys(key for entry in self.history for key in entry))
-        table = csv.DictWriter(rows, columns, lineterminator='\n')
-        table.writeheader()
-        table.writerows(self.history)
-        write_atomically(self.out / 'metrics.csv', lambda temporary: temporary.write_text(rows.getvalue()))
-
-    def _save_state(self) -> None:
-        self._check_finite()
-        total = reduce(self.total, 'mean').item()
-        self.saved_at, self.saved_updates = time.monotonic(), self.updates
-        if not self.accelerator.is_main_process:
-            return
-        state = {
-            'config': flat_options(self.config),
-            'processes': self.accelerator.num_processes,
-            'model': self.raw.state_dict(),
-            'ema': None if self.ema is None else self.ema.module.state_dict(),
-            'optimizer': self.optimizer.state_dict(),
-            'scaler': None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            'total': total,
-            **self._counters(),
-        }
-        save_state(self.out / STATES[0], state)
-
-    def _counters(self) -> dict[str, Any]:
-        names = ('epoch', 'updates', 'done', 'seconds', 'history', 'best')
-        return {name: getattr(self, name) for name in names}
-
-    def _restore(self) -> None:
-        """Take up the newest state of an earlier start."""
-        if (self.out / 'config.yaml').is_file() and not any((self.out / name).exists() for name in STATES):
-            logger.warning('%s: the run was stopped before it saved a state: it begins again', self.out)
-            return
-        path, state = load_newest_state(self.out)
-        name = self.config.model.name
-        missing = {
-            'config',
-            'processes',
-            'model',
-            'ema',
-            'optimizer',
-            'scaler',
-            'total',
-            *self._counters(),
-        } - state.keys()
-        if missing:
-            raise CheckpointError(
-                f'{path}: not a training state of this version, it lacks {", ".join(sorted(missing))}'
-            )
-        check_resumable(path, state['config'], self.config)
-        if state['processes'] != self.accelerator.num_processes:
-            raise CheckpointError(
-                f'{path} is of {state["processes"]} processes, expected as many, got {self.accelerator.num_processes}'
-            )
-        rates = [(group['lr'], group.get('initial_lr')) for group in self.optimizer.param_groups]
-        try:
-            self.raw.load_state_dict(state['model'])
-            if self.ema is not None:
-                self.ema.module.load_state_dict(state['ema'])
-            self.optimizer.load_state_dict(state['optimizer'])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f'{path} does not fit {name}: {str(error).splitlines()[-1].strip()}') from error
-        if state['scaler'] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state['scaler'])
-        for counter in self._counters():
-            setattr(self, counter, state[counter])
-        self.total += state['total']
-        self.saved_updates = self.updates
-        # The learning rates are the configuration's, which may have changed.
-        for group, (rate, initial) in zip(self.optimizer.param_groups, rates, strict=True):
-            group['lr'], group['initial_lr'] = rate, initial
-        if self.scheduler is not None:
-            self.scheduler.step_update(self.updates)
-        if not self.unfinished:  # the weights of this state may not have been written any more
-            self._save_weights(self.best is not None and self.best['epoch'] == self.epoch)
 
     def leave_weights_in(self, model: nn.Module) -> None:
         if self.ema is not None:

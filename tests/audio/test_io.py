@@ -1,5 +1,7 @@
 """Reading, writing and pictures of audio files."""
 
+import math
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,16 @@ import pytest
 import soundfile
 import torch
 
-from audio.io import AudioInfo, audio_info, examine_audio, read_audio, resample, write_audio, write_spectrogram
+from audio.io import (
+    AudioInfo,
+    audio_info,
+    check_writable,
+    examine_audio,
+    read_audio,
+    resample,
+    write_audio,
+    write_spectrogram,
+)
 
 
 def sine(samples: int, rate: int, frequency: float = 200.0) -> torch.Tensor:
@@ -98,3 +109,72 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         write_audio(tmp_path / 'a.xyz', sine(10, 8000), 8000)
     with pytest.raises(ValueError, match=r'\(1, 2, 3\)'):
         write_audio(tmp_path / 'a.wav', torch.zeros(1, 2, 3), 8000)
+
+
+def tone(samples: int = 30000) -> torch.Tensor:
+    return 0.5 * torch.sin(torch.arange(samples) / 20)
+
+
+@pytest.mark.parametrize('subtype', ['GSM610', 'IMA_ADPCM', 'MS_ADPCM', 'PCM_16', 'ULAW', 'FLAC', 'unknown length'])
+def test_what_passes_the_scan_reads_later_from_anywhere(tmp_path: Path, subtype: str) -> None:
+    path = tmp_path / ('a.flac' if subtype in ('FLAC', 'unknown length') else 'a.wav')
+    soundfile.write(path, tone().numpy(), 8000, subtype=None if path.suffix == '.flac' else subtype)
+    if subtype == 'unknown length':
+        content = bytearray(path.read_bytes())
+        content[21] &= 0xF0
+        content[22:26] = bytes(4)
+        path.write_bytes(content)
+    info, peak = examine_audio(path)
+    whole, rate = read_audio(path)
+    assert rate == 8000 and len(whole) == info.frames >= 30000 and 0.4 < peak < 0.6
+    for start, frames in ((0, 7), (10007, 3001), (info.frames - 5, 100), (info.frames + 9, 4)):
+        assert torch.equal(read_audio(path, start=start, frames=frames)[0], whole[start : start + frames])
+
+
+@pytest.mark.parametrize('subtype', ['PCM_16', 'FLOAT', 'GSM610'])
+def test_a_wav_cut_short_is_refused(tmp_path: Path, subtype: str) -> None:
+    soundfile.write(tmp_path / 'a.wav', tone().numpy(), 8000, subtype=subtype)
+    content = (tmp_path / 'a.wav').read_bytes()
+    examine_audio(tmp_path / 'a.wav')
+    for length in (len(content) // 2, len(content) - 100):
+        (tmp_path / 'b.wav').write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r'b\.wav: ends \d+ bytes before its header says'):
+            examine_audio(tmp_path / 'b.wav')
+
+
+def test_absurd_headers_are_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / 'a.wav', tone(100).numpy(), 8000)
+    content = bytearray((tmp_path / 'a.wav').read_bytes())
+    for place, value in ((24, 4_000_000_000), (24, 1), (22, 1000)):
+        changed = bytearray(content)
+        changed[place : place + 4 if place == 24 else place + 2] = value.to_bytes(4 if place == 24 else 2, 'little')
+        (tmp_path / 'b.wav').write_bytes(changed)
+        with pytest.raises(ValueError, match=r'b\.wav: '):
+            examine_audio(tmp_path / 'b.wav')
+
+
+@pytest.mark.parametrize(('source', 'target'), [(44101, 16000), (16000, 44101), (8000, 7999), (96001, 8000)])
+def test_rates_without_a_common_divisor_cost_no_more(source: int, target: int) -> None:
+    wave = torch.sin(2 * math.pi * 440 * torch.arange(source // 2) / source)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    made = resample(wave, source, target)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert len(made) == -(-len(wave) * target // source)
+    expected = torch.sin(2 * math.pi * 440 * torch.arange(len(made)) / target)
+    torch.testing.assert_close(made[200:-200], expected[200:-200], atol=2e-3, rtol=0)
+    assert after.ru_utime - before.ru_utime < 2 and after.ru_maxrss - before.ru_maxrss < 400_000  # s, KB
+
+
+@pytest.mark.parametrize(('source', 'target'), [(441, 160), (160, 441), (3, 2)])
+def test_both_ways_of_resampling_agree(source: int, target: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wave = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    expected = resample(wave, source, target)
+    monkeypatch.setattr('audio.io._LARGEST_FILTER', 0)
+    torch.testing.assert_close(resample(wave, source, target), expected, atol=1e-4, rtol=0)
+
+
+def test_a_rate_that_a_format_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'a\.mp3: \.mp3 of 7001 Hz cannot be written'):
+        check_writable(tmp_path / 'a.mp3', 7001)
+    check_writable(tmp_path / 'a.wav', 7001)
+    assert not list(tmp_path.iterdir())

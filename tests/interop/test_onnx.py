@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from s4nd import S4ND
 from s4nd.interop.onnx import ExportError, FrozenS4ND, export_onnx, freeze, main, relative_error
 from s4nd.training.checkpoint import save_weights
-from tests.models.families import build, image
+from tests.models.families import CLIPS, SMALL, build, clip, image, size_of
 
 # As few layers as a family can have: tracing costs seconds each.
 FAMILIES = {
@@ -210,6 +210,31 @@ def test_the_command_and_its_refusal(
 
 
 @pytest.mark.usefixtures('onnx')
+def test_one_file_for_each_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A graph holds the kernels of one size, so three sizes are three files, each equal to the model there."""
+    import onnxruntime
+
+    model = tiny_checkpoint(tmp_path)
+    assert main([f'checkpoint={tmp_path}', 'sizes=[8,12,10x6]', f'out={tmp_path / "m.onnx"}']) == 0
+    assert capsys.readouterr().out.count('agrees with the model') == 3
+    for name, size in (('8', (8, 8)), ('12', (12, 12)), ('10x6', (10, 6))):
+        x = image(size, batch=3)
+        (found,) = onnxruntime.InferenceSession(tmp_path / f'm_{name}.onnx').run(None, {'image': x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), model(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('case', [*SMALL, *CLIPS])
+@torch.no_grad()
+def test_plain_fx_traces_a_frozen_model(case: str) -> None:
+    if case.startswith('ccnn'):
+        pytest.skip('its kernels are networks, which freeze leaves as they are')
+    model, x = build(case), image(size_of(case)) if case in SMALL else clip(case)
+    graph = torch.fx.symbolic_trace(freeze(model, x))
+    torch.testing.assert_close(graph(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures('onnx')
 def test_a_failing_check_keeps_the_old_file(tmp_path: Path) -> None:
     path, example = tmp_path / 'model.onnx', {'x': torch.randn(2, 3)}
     path.write_text('old')
@@ -247,7 +272,7 @@ def test_relative_error_sees_every_output_batch_and_nan() -> None:
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['model=s4nd_isotropic_mini'], 'size must be given (size=…)'),
+        (['model=s4nd_isotropic_mini'], 'expected either size=… or sizes=[…, …]'),
         (['size=8'], 'expected either checkpoint=… or model=…'),
         (['size=8', 'model=s4nd_isotropic_mini', 'checkpoint=x'], 'expected either checkpoint=… or model=…'),
         (['size=8', 'checkpoint=nowhere'], 'no checkpoint at nowhere'),
@@ -255,7 +280,7 @@ def test_relative_error_sees_every_output_batch_and_nan() -> None:
         (['size=16', 'model=s4nd_convnext_micro'], 'img_size must be at least 32'),
         (['size=0', 'model=s4nd_isotropic_mini'], "got '0'"),
         (['size=8', 'model=s4nd_isotropic_mini', 'out=model.pt'], "ends in .onnx, got 'model.pt'"),
-        (['sise=8'], "'sise=8': expected key=value with one of size, checkpoint, model, out"),
+        (['sise=8'], "'sise=8': expected key=value with one of size, sizes, checkpoint, model, out"),
     ],
 )
 def test_bad_input_is_one_clear_error(

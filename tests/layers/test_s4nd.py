@@ -240,6 +240,12 @@ def test_half_precision(dtype: torch.dtype) -> None:
     true = layer(x.float())
     y = layer(x)
     assert y.dtype == dtype
+    assert (y.float() - true).norm() / true.norm() < 1e-2
+    with torch.autocast('cpu', dtype):
+        assert torch.equal(layer(x.float()), y)
+    layer.exact = True
+    y = layer(x)
+    assert y.dtype == dtype
     assert (y.float() - true).abs().max() / true.abs().max() < 2 * torch.finfo(dtype).eps
     with torch.autocast('cpu', torch.bfloat16):
         torch.testing.assert_close(layer(x.float()), true, atol=1e-5, rtol=0)

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -383,3 +384,37 @@ class TestReparametrizations:
         finally:
             torch.__future__.set_swap_module_params_on_conversion(False)
         torch.testing.assert_close(after.float(), before, atol=1e-3, rtol=1e-3)
+
+
+class TestHabits:
+    def test_another_size_in_training_is_said_once(self) -> None:
+        """timm's --img-size reaches the images alone; the hint names the option that reaches the model."""
+        model = timm.create_model('s4nd_isotropic_mini', dim=8, depths=(1,)).train()
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter('always')
+            model.eval()(image(24))
+            for _ in range(3):
+                model.train()(image(24))
+        assert len(found) == 1
+        assert 'img_size=24 (in timm: --model-kwargs img_size=24)' in str(found[0].message)
+        assert found[0].filename == __file__
+
+    @pytest.mark.parametrize('options', [{'img_size': 16}, {}])
+    def test_no_hint_where_the_size_was_given_or_is_met(self, options: dict) -> None:
+        model = timm.create_model('s4nd_isotropic_mini', dim=8, depths=(1,), **options).train()
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            for size in (24, 16) if options else (32, 32):
+                model(image(size))
+
+    def test_embed_dim(self) -> None:
+        assert build('vit').embed_dim == build('vit').num_features
+
+    def test_aliasing_is_said_once_at_the_users_line(self) -> None:
+        model = build('isotropic', bandlimit=1.0)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter('default')
+            for _ in range(3):
+                model(image(12))
+        assert len(found) == 1
+        assert found[0].filename == __file__

@@ -96,13 +96,13 @@ def test_only_what_is_needed_gets_a_gradient() -> None:
             assert all(k.grad.abs().max() > 0 for k in taps)
 
 
-def test_backward_under_autocast_stays_in_float32() -> None:
+def test_backward_of_exact_products_under_autocast_stays_in_float32() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 12, 12, requires_grad=True)
     taps = [torch.randn(1, 3, 23, requires_grad=True) for _ in range(2)]
     expected = torch.autograd.grad(separable_conv(x, taps, [11, 11]).square().sum(), [x, *taps])
     with torch.autocast('cpu', torch.bfloat16):
-        y = separable_conv(x, taps, [11, 11]).square().sum()
+        y = separable_conv(x, taps, [11, 11], exact=True).square().sum()
         for a, b in zip(torch.autograd.grad(y, [x, *taps]), expected, strict=True):
             torch.testing.assert_close(a, b)
 
@@ -166,7 +166,7 @@ def test_dtype_out_is_dtype_in(dtype: torch.dtype, method: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 9, 6, dtype=torch.float64).to(dtype)
     taps, centers = random_taps((9, 6), 1, 3, 'bidirectional')
-    y = separable_conv(x, [t.float() for t in taps], centers, method)
+    y = separable_conv(x, [t.float() for t in taps], centers, method, exact=True)
     assert y.dtype == dtype
     assert y.is_contiguous()
     true = oracles.direct_conv(x.double(), oracles.full_kernel([t.float().double() for t in taps]), centers)
@@ -175,13 +175,41 @@ def test_dtype_out_is_dtype_in(dtype: torch.dtype, method: str) -> None:
     assert relative < max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps * 8)
 
 
-def test_autocast_leaves_the_convolution_in_float32() -> None:
+def relative(ours: torch.Tensor, true: torch.Tensor) -> float:
+    return float((ours.double() - true.double()).detach().norm() / true.double().norm())
+
+
+@pytest.mark.parametrize(('dtype', 'limit'), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize('size', [(40,), (56, 31), (8, 5, 7)], ids=str)
+@pytest.mark.parametrize('rank', [1, 3])
+@pytest.mark.parametrize('method', ['toeplitz', 'fft'])
+def test_error_of_products_in_half_precision(
+    dtype: torch.dtype, limit: float, size: tuple[int, ...], rank: int, method: str
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size).to(dtype)
+    taps, centers = random_taps(size, rank, 3, 'bidirectional')
+    inputs = [x.double().requires_grad_(), *taps, torch.randn(3, dtype=torch.float64, requires_grad=True)]
+    weight = torch.randn(x.shape, dtype=torch.float64).to(dtype)
+    true = separable_conv(inputs[0], taps, centers, 'fft', inputs[-1])
+    expected = torch.autograd.grad((true * weight.double()).sum(), inputs)
+    halves = [x.requires_grad_(), *(t.detach().float().requires_grad_() for t in inputs[1:])]
+    y = separable_conv(x, halves[1:-1], centers, method, halves[-1])
+    assert y.dtype == dtype
+    assert relative(y, true) < limit
+    for a, b in zip(torch.autograd.grad(y, halves, weight), expected, strict=True):
+        assert relative(a, b) < limit
+
+
+def test_autocast_as_for_convolutions() -> None:
     x = torch.randn(2, 3, 8, 8)
     taps, centers = random_taps((8, 8), 1, 3, 'bidirectional')
     taps = [t.float() for t in taps]
     with torch.autocast('cpu', torch.bfloat16):
-        inside = separable_conv(x, taps, centers, 'toeplitz')
-    assert torch.equal(inside, separable_conv(x, taps, centers, 'toeplitz'))
+        inside, exact = (separable_conv(x, taps, centers, 'toeplitz', exact=exact) for exact in (False, True))
+        assert inside.dtype == torch.nn.functional.conv2d(x, x).dtype == torch.bfloat16
+    assert torch.equal(inside, separable_conv(x.bfloat16(), taps, centers, 'toeplitz'))
+    assert torch.equal(exact, separable_conv(x, taps, centers, 'toeplitz'))
 
 
 def test_lag_taps() -> None:

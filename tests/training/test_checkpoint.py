@@ -1,20 +1,30 @@
 """Weights and states: whole or not at all, and never of another model."""
 
+import json
+import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
 
 from s4nd.files import write_atomically
+from s4nd.models import load_checkpoint
 from s4nd.training.checkpoint import (
     CheckpointError,
+    find_weights,
     load_state,
     load_weights,
     read_metadata,
     save_state,
     save_weights,
+    stored_args,
 )
+from s4nd.training.hub import save_for_hf
+from tests.models.families import build, image
 
 
 def make(width: int = 3) -> nn.Module:
@@ -92,3 +102,87 @@ def test_a_state_comes_back_and_runs_no_code(tmp_path: Path) -> None:
     torch.save({'evil': Path}, tmp_path / 'evil.pt')
     with pytest.raises(CheckpointError, match='not a training state'):
         load_state(tmp_path / 'evil.pt')
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    model, other = make(), make()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = value
+    save_weights(tmp_path / 'w.safetensors', model, {'model': 'small'})
+    name = next(iter(dict(model.named_parameters())))
+    with pytest.raises(CheckpointError, match=rf'w\.safetensors: {re.escape(name)} holds values that are not finite'):
+        load_weights(tmp_path / 'w.safetensors', other)
+    assert all(parameter.isfinite().all() for parameter in other.parameters())
+
+
+@pytest.mark.parametrize(
+    'args',
+    [
+        {'pretrained': True}, {'pretrained_cfg': {'url': 'http://127.0.0.1:9/x'}},
+        {'pretrained_cfg_overlay': {'file': 'a'}},
+        {'checkpoint_path': '/etc/passwd'}, {'cache_dir': '/tmp'}, {'encoder_pretrained': True}, {'scriptable': True},
+        {'encoder_args': {'pretrained': True}}, {'mixer_args': [{'hub_id': 'a'}]}, {'kernel': '/etc/passwd'},
+        {'kernel': 'http://127.0.0.1/x'}, {'kernel': '${oc.env:HOME}'}, [1], 'text',
+    ],
+)  # fmt: skip
+def test_weights_choose_no_keyword_that_opens_something(tmp_path: Path, args: object) -> None:
+    with pytest.raises(CheckpointError, match='its metadata'):
+        stored_args('w.safetensors', {'args': json.dumps(args)})
+    fine = {
+        'drop_path_rate': 0.1,
+        'img_size': [8, 8],
+        'kernel': 's4d',
+        'kernel_args': {'n_ssm': 2},
+        'pretrained': False,
+    }
+    assert stored_args('w.safetensors', {'args': json.dumps(fine)}) == fine
+
+
+class TestFromElsewhere:
+    """A run, a hub folder, a checkpoint of timm's train.py and a plain safetensors file hold the same model."""
+
+    @pytest.fixture
+    def model(self) -> nn.Module:
+        return build('isotropic', bandlimit=0.7, img_size=20)
+
+    @pytest.mark.parametrize('kind', ['ours', 'timm', 'plain'])
+    def test_hub_folders(self, model: nn.Module, kind: str, tmp_path: Path) -> None:
+        if kind == 'ours':
+            save_for_hf(model, tmp_path, list('abcde'))
+        else:
+            timm_save_for_hf(model, tmp_path, safe_serialization=kind == 'plain')
+        config = json.loads((tmp_path / 'config.json').read_text())
+        assert ('num_classes' in config['model_args']) == (kind != 'ours')
+        path = tmp_path / 'model.safetensors' if kind == 'plain' else tmp_path
+        self.check(path, model)
+        if kind == 'ours':
+            assert json.loads(read_metadata(find_weights(path))['classes']) == list('abcde')
+            loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+            torch.testing.assert_close(loaded(image(24)), model(image(24)), atol=0, rtol=0)
+
+    @pytest.mark.parametrize('ema', [False, True])
+    def test_checkpoints_of_timm(self, model: nn.Module, ema: bool, tmp_path: Path) -> None:
+        args = Namespace(
+            model='s4nd_isotropic_mini', num_classes=5, gp=None, in_chans=None,
+            model_kwargs={'img_size': 20, 'dim': 16, 'depths': (1, 1, 1), 'd_state': 8, 'bandlimit': 0.7},
+        )  # fmt: skip
+        state = {f'module.{key}': value for key, value in model.state_dict().items()}
+        found = {'arch': args.model, 'args': args, 'state_dict': state, 'version': 2}
+        if ema:
+            found |= {'state_dict': {key: 2 * value for key, value in state.items()}, 'state_dict_ema': state}
+        torch.save(found, tmp_path / 'last.pth.tar')
+        self.check(tmp_path, model)
+
+    def test_pickles_run_no_code(self, tmp_path: Path) -> None:
+        torch.save({'state_dict': {}, 'arch': print}, tmp_path / 'last.pth.tar')
+        with pytest.raises(CheckpointError, match=r'last\.pth\.tar: damaged, or not a file of weights'):
+            load_checkpoint(tmp_path)
+
+    def check(self, path: Path, model: nn.Module) -> None:
+        loaded = load_checkpoint(path)
+        assert loaded.img_size == (20, 20)
+        assert read_metadata(find_weights(path))['size'] == '20'
+        with torch.no_grad():
+            for size in (20, 30):
+                torch.testing.assert_close(loaded(image(size)), model(image(size)), atol=0, rtol=0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from s4nd.data.clips.grid import ClipGrid
-from s4nd.data.images.files import SUFFIXES, UNREADABLE, decode
+from s4nd.data.images.files import MAX_PIXELS, SUFFIXES, ImageError, decode
 
 __all__ = ['VIDEO_SUFFIXES', 'ClipError', 'has_decoder', 'read_clip']
 
@@ -67,7 +67,7 @@ def _from_folder(folder: Path, times: Times, rate: float | None) -> tuple[Tensor
     for file in dict.fromkeys(shown):
         try:
             pictures[file] = decode(file.read_bytes())
-        except UNREADABLE as error:
+        except (ImageError, OSError) as error:
             raise ClipError(f'{file.name} cannot be read ({error})') from error
     sizes = sorted({tuple(picture.shape[1:]) for picture in pictures.values()})
     if len(sizes) > 1:
@@ -85,25 +85,43 @@ def _from_video(path: Path, times: Times) -> tuple[Tensor, float]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        # A title in some other encoding is of no concern here.
+        with av.open(str(path), metadata_errors='ignore') as container:
             if not container.streams.video:
                 raise ClipError('no video in it')
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ClipError('there is no decoder for its codec')
+            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+                raise ClipError(f'more than {MAX_PIXELS} pixels per frame')
             stream.codec_context.thread_count = 1  # the loader has processes enough
             duration = _duration(container, stream)
-            wanted = times(duration)
-            shown = _shown(container, stream, wanted)
-            pictures = {frame: torch.from_numpy(frame.to_ndarray(format='rgb24')) for frame in dict.fromkeys(shown)}
-    except (av.FFmpegError, OSError) as error:
-        raise ClipError(f'cannot be decoded ({error})') from error
+            shown = _shown(container, stream, times(duration))
+            pictures = {frame: _picture(frame) for frame in dict.fromkeys(shown)}
+    except ClipError:
+        raise
+    except Exception as error:  # any: decoders raise what their parsing happens to run into
+        raise ClipError(f'cannot be decoded ({error or type(error).__name__})') from error
+    sizes = sorted({tuple(picture.shape[:2]) for picture in pictures.values()})
+    if len(sizes) > 1:
+        found = ', '.join(f'{height}×{width}' for height, width in sizes)
+        raise ClipError(f'expected frames of one size, found {found}')
     return torch.stack([pictures[frame] for frame in shown]).permute(0, 3, 1, 2), duration
+
+
+def _picture(frame: Any) -> Tensor:
+    """(h, w, 3) bytes, turned as the file says."""
+    picture = torch.from_numpy(frame.to_ndarray(format='rgb24'))
+    return picture.rot90(round(frame.rotation / 90))
 
 
 def _duration(container: Any, stream: Any) -> float:
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     if container.duration is not None:
-        return container.duration / 1e6
+        begin = container.start_time or 0
+        # Some containers count the time before the first frame.
+        return (container.duration - (begin if container.format.name.startswith('matroska') else 0)) / 1e6
     raise ClipError('its length is not known')
 
 

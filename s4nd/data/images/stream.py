@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from s4nd.data.folders import Member
 from s4nd.data.images.augment import training_transform
-from s4nd.data.images.files import UNREADABLE, decode, list_members
+from s4nd.data.images.files import MAX_PIXELS, ImageError, decode, list_members
 from s4nd.data.images.options import ImageData
 from s4nd.data.images.resize import resize, to_bytes, to_float
 from s4nd.data.labeled import DataError
@@ -39,6 +39,7 @@ class StreamSet:
     bad: set[str] = field(default_factory=set)  # grows as unreadable files are met
     channels: int = 3
     native_size: None = None
+    max_pixels: int = MAX_PIXELS
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -105,8 +106,8 @@ class _Files(Dataset):
         place, index = at
         path = self.images.paths[index]
         try:
-            image = decode((self.images.root / path).read_bytes())
-        except UNREADABLE:
+            image = decode((self.images.root / path).read_bytes(), self.images.max_pixels)
+        except (ImageError, OSError):
             return None, -1, [path]
         return self.view(image, place), int(self.images.labels[index]), []
 
@@ -180,13 +181,15 @@ def load_stream(data: ImageData) -> tuple[StreamSet, StreamSet | None]:
         raise DataError(f'{root}: found {sorted(splits)} images but no train folder')
     classes = tuple(sorted({member.label for member in train}))
     test = [member for member in members if member.split == 'test'] if 'train' in splits else []
-    return _stream_set(root, train, classes), _stream_set(root, test, classes) if test else None
+    limit = data.max_pixels
+    return _stream_set(root, train, classes, limit), _stream_set(root, test, classes, limit) if test else None
 
 
-def _stream_set(root: Path, members: list[Member], classes: tuple[str, ...]) -> StreamSet:
+def _stream_set(root: Path, members: list[Member], classes: tuple[str, ...], max_pixels: int) -> StreamSet:
     index = {name: number for number, name in enumerate(classes)}
     strange = sorted({member.label for member in members} - index.keys())
     if strange:
         raise DataError(f"{root}: class '{strange[0]}' is not among the {len(classes)} training classes")
     labels = torch.tensor([index[member.label] for member in members])
-    return StreamSet(root, tuple(member.path for member in members), labels, classes)
+    paths = tuple(member.path for member in members)
+    return StreamSet(root, paths, labels, classes, max_pixels=max_pixels)

@@ -1,5 +1,7 @@
 """Frames out of video files and folders: the right ones, by time."""
 
+import struct
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -179,3 +181,49 @@ def test_sound_is_not_a_clip(tmp_path: Path) -> None:
             container.mux(packet)
     with pytest.raises(ClipError, match='no video in it'):
         read_clip(tmp_path / 'sound.mkv', grid(4, 1.0))
+
+
+def coded(path: Path, **options: object) -> Path:
+    """Thirty frames, ten per second, from second `begin` on, in sizes that may change; an optional title and turn."""
+    av = pytest.importorskip('av')
+    with av.open(str(path), 'w') as container:
+        container.metadata['title'] = str(options.get('title', ''))
+        stream = container.add_stream('mpeg4' if path.suffix == '.avi' else 'libx264', rate=10)
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = 32, 48, 'yuv420p', 6
+        for number in range(30):
+            picture = av.VideoFrame.from_ndarray(frame(number), format='rgb24')
+            picture.pts, picture.time_base = number + 10 * int(options.get('begin', 0)), Fraction(1, 10)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize('suffix', ['.mkv', '.mp4'])
+def test_a_video_that_begins_late_shows_all_its_frames(tmp_path: Path, suffix: str) -> None:
+    clip, duration = read_clip(coded(tmp_path / f'a{suffix}', begin=5), grid(10, 3))
+    assert numbers(clip) == list(range(30)) and duration == pytest.approx(3, abs=0.05)
+
+
+def test_a_title_in_another_encoding(tmp_path: Path) -> None:
+    path = coded(tmp_path / 'a.mkv', title='Xaxaxaxa')
+    path.write_bytes(path.read_bytes().replace(b'Xaxaxaxa', b'Stra\xdfe\xfc\xe4'))
+    assert numbers(read_clip(path, grid(10, 3))[0]) == list(range(30))
+
+
+def test_an_unknown_codec_is_told(tmp_path: Path) -> None:
+    path = coded(tmp_path / 'a.mkv')
+    path.write_bytes(path.read_bytes().replace(b'V_MPEG4/ISO/AVC', b'V_NOBODY/ISO/XX'))
+    with pytest.raises(ClipError, match=r'decoder|decoded|no frame'):
+        read_clip(path, grid(10, 3))
+
+
+def test_the_turn_of_a_video_is_followed(tmp_path: Path) -> None:
+    path = coded(tmp_path / 'a.mp4')
+    content = path.read_bytes()
+    at = content.index(b'tkhd') + 4 + 40  # the matrix of the track's header, version 0
+    one = 1 << 16
+    turned = struct.pack('>9i', 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
+    assert content[at : at + 4] == struct.pack('>i', one)
+    path.write_bytes(content[:at] + turned + content[at + 36 :])
+    clip, _ = read_clip(path, grid(10, 3))
+    assert clip.shape[2:] == (48, 32)

@@ -1,0 +1,67 @@
+"""Archives of examples: read from front to back, whole or not at all."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+__all__ = ['LARGEST_FILE', 'link_target', 'open_tar', 'plain_name']
+
+LARGEST_FILE = 1 << 28  # bytes of an example; a few megabytes of an archive may expand to any number
+
+
+_READERS: dict[bytes, Any] = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\0': lzma.open}
+
+
+class _Info(tarfile.TarInfo):
+    """A header; one that is missing or damaged is an error, where tarfile takes it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f'the archive ends, or is damaged, at byte {tar.offset}: {error}') from error
+
+
+@contextmanager
+def open_tar(path: str | Path) -> Iterator[tarfile.TarFile]:
+    """A tar (.tar, .tar.gz, .tar.bz2, .tar.xz), read in one pass: compressed ones allow nothing else at a fair price.
+
+    Iterating, and leaving, raise tarfile.TarError, EOFError, OSError and what the decoder raises where the archive is
+    not whole: leaving reads on to the check sum, which tarfile does not look at.
+    """
+    with open(path, 'rb') as file:
+        magic = file.read(6)
+    opened = next((reader for begin, reader in _READERS.items() if magic.startswith(begin)), open)
+    with opened(path, 'rb') as stream, tarfile.open(fileobj=stream, mode='r|', tarinfo=_Info) as archive:
+        yield archive
+        while stream.read(1 << 20):
+            pass
+
+
+def plain_name(name: str) -> PurePosixPath | None:
+    """A member's path under the root; None where it leads out of it."""
+    path = PurePosixPath(posixpath.normpath(name))
+    return None if path.is_absolute() or '..' in path.parts else path
+
+
+def link_target(entry: tarfile.TarInfo) -> PurePosixPath | None:
+    """The member that a hard or symbolic link stands for; None where it leads out of the archive."""
+    folder = '' if entry.islnk() else posixpath.dirname(entry.name)
+    return plain_name(posixpath.join(folder, entry.linkname))
+
+
+def files(archive: tarfile.TarFile) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo]]:
+    """(path, entry) of the files and links that lie under the root."""
+    for entry in archive:
+        path = plain_name(entry.name)
+        if path is not None and (entry.isfile() or entry.islnk() or entry.issym()):
+            yield path, entry

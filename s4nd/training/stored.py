@@ -1,0 +1,168 @@
+"""What of a run lies on the disk: its state, its weights, its history, and how it is taken up again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import reduce
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from s4nd.files import write_atomically
+from s4nd.tasks import Task
+from s4nd.training.checkpoint import STATES, CheckpointError, load_newest_state, save_state, save_weights
+from s4nd.training.config import RunConfig, check_resumable, flat_options
+from s4nd.training.finite import NonFiniteError, bad_state
+from s4nd.training.hub import write_hub_config
+
+__all__ = ['Stored']
+
+logger = logging.getLogger(__name__)
+
+
+class Stored:
+    """A run, as far as saving and restoring ask.
+
+    Attributes:
+        raw: the model, unwrapped.
+        epoch: complete epochs, evaluated and saved.
+        updates: updates of the weights.
+        done: updates of the present epoch.
+        total: summed loss of the present epoch; a NaN or infinity in it tells of one in any batch.
+        saved_at, saved_updates: when a state was saved last.
+    """
+
+    task: Task
+    config: RunConfig
+    out: Path
+    accelerator: Accelerator
+    raw: nn.Module
+    ema: ModelEmaV3 | None
+    optimizer: Any
+    scheduler: Scheduler | None
+    epoch: int
+    updates: int
+    done: int
+    seconds: float
+    total: Tensor
+    history: list[dict[str, float]]
+    best: dict[str, float] | None
+    saved_at: float
+    saved_updates: int
+
+    @property
+    def weights(self) -> nn.Module:
+        """The module to evaluate and to save: the averaged weights where there are any."""
+        return self.raw if self.ema is None else self.ema.module
+
+    def place(self, ahead: int = 0) -> str:
+        return f'update {self.updates + ahead} (epoch {self.epoch + 1})'
+
+    def not_finite(self, found: str, culprit: str | None = None) -> NonFiniteError:
+        named = '' if culprit is None else f': first bad tensor: {culprit}'
+        states = [str(self.out / name) for name in STATES if (self.out / name).is_file()]
+        left = 'nothing was saved yet' if not states else (
+            f'intact: {" and ".join(states)}; resume=true goes on from the first (delete it to take the second)'
+        )  # fmt: skip
+        return NonFiniteError(f'{found}{named}. A smaller optim.lr or optim.clip_grad=1.0 may help; {left}')
+
+    def check_finite(self) -> None:
+        for kind, module in (('', self.raw), ('the average of ', None if self.ema is None else self.ema.module)):
+            bad = None if module is None else bad_state(module)
+            if bad is not None:
+                raise self.not_finite(f'after {self.place()} {kind}{bad} is not finite')
+
+    def save_weights(self, improved: bool) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        names = {'task': self.config.task, 'model': self.config.model.name}
+        metadata = {**names, **self.task.metadata, 'epoch': str(self.epoch)}
+        if hasattr(self.raw, 'pretrained_cfg'):
+            labels = json.loads(metadata.get('classes', '[]'))
+            write_hub_config(self.out / 'config.json', self.raw, labels, self.task.data_config)
+        for name in ('best', 'last') if improved else ('last',):
+            save_weights(self.out / f'{name}.safetensors', self.weights, metadata)
+        rows = io.StringIO()
+        columns = list(dict.fromkeys(key for entry in self.history for key in entry))
+        table = csv.DictWriter(rows, columns, lineterminator='\n')
+        table.writeheader()
+        table.writerows(self.history)
+        write_atomically(self.out / 'metrics.csv', lambda temporary: temporary.write_text(rows.getvalue()))
+
+    def save_state(self) -> None:
+        self.check_finite()
+        total = reduce(self.total, 'mean').item()
+        self.saved_at, self.saved_updates = time.monotonic(), self.updates
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            'config': flat_options(self.config),
+            'processes': self.accelerator.num_processes,
+            'model': self.raw.state_dict(),
+            'ema': None if self.ema is None else self.ema.module.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'scaler': None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            'total': total,
+            **self._counters(),
+        }
+        save_state(self.out / STATES[0], state)
+
+    def _counters(self) -> dict[str, Any]:
+        names = ('epoch', 'updates', 'done', 'seconds', 'history', 'best')
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self) -> None:
+        """Take up the newest state of an earlier start."""
+        if (self.out / 'config.yaml').is_file() and not any((self.out / name).exists() for name in STATES):
+            logger.warning('%s: the run was stopped before it saved a state: it begins again', self.out)
+            return
+        path, state = load_newest_state(self.out)
+        name = self.config.model.name
+        missing = {
+            'config',
+            'processes',
+            'model',
+            'ema',
+            'optimizer',
+            'scaler',
+            'total',
+            *self._counters(),
+        } - state.keys()
+        if missing:
+            raise CheckpointError(
+                f'{path}: not a training state of this version, it lacks {", ".join(sorted(missing))}'
+            )
+        check_resumable(path, state['config'], self.config)
+        if state['processes'] != self.accelerator.num_processes:
+            raise CheckpointError(
+                f'{path} is of {state["processes"]} processes, expected as many, got {self.accelerator.num_processes}'
+            )
+        rates = [(group['lr'], group.get('initial_lr')) for group in self.optimizer.param_groups]
+        try:
+            self.raw.load_state_dict(state['model'])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state['ema'])
+            self.optimizer.load_state_dict(state['optimizer'])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f'{path} does not fit {name}: {str(error).splitlines()[-1].strip()}') from error
+        if state['scaler'] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state['scaler'])
+        for counter in self._counters():
+            setattr(self, counter, state[counter])
+        self.total += state['total']
+        self.saved_updates = self.updates
+        # The learning rates are the configuration's, which may have changed.
+        for group, (rate, initial) in zip(self.optimizer.param_groups, rates, strict=True):
+            group['lr'], group['initial_lr'] = rate, initial
+        if self.scheduler is not None:
+            self.scheduler.step_update(self.updates)
+        if not self.done:  # the weights of this state may not have been written any more
+            self.save_weights(self.best is not None and self.best['epoch'] == self.epoch)

@@ -1,0 +1,37 @@
+"""The two programs at the size that a test affords; `python -m tests.reliability.fuzz count=10000` is the long one."""
+
+import pytest
+
+from tests.reliability import fuzz, kill
+
+
+@pytest.mark.parametrize('medium', list(fuzz.MEDIA))
+def test_damaged_files(medium: str) -> None:
+    found, failed = fuzz.fuzz(medium, 1000)
+    assert not failed, failed[:5]
+    assert set(found) <= {'read', 'refused', 'read in part, and said so'}
+    assert found['read'] > 10 and found['refused'] > 100  # the damage is neither nothing nor everything
+
+
+def test_the_program_finds_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(folder: object) -> tuple[list[bytes], object]:
+        def read(data: bytes) -> str:
+            if len(data) < 50:
+                raise IndexError('a traceback')
+            while len(data) > 110:
+                pass
+            return 'read'
+
+        return [bytes(100)], read
+
+    monkeypatch.setitem(fuzz.MEDIA, 'faulty', faulty)
+    monkeypatch.setattr(fuzz, 'SECONDS', 1)
+    _, failed = fuzz.fuzz('faulty', 12, seed=1)
+    assert any('IndexError' in text for text in failed) and any('longer than 1 s' in text for text in failed)
+
+
+@pytest.mark.parametrize('medium', list(kill.CONFIGS))
+def test_killed_runs(medium: str) -> None:
+    counts, failed = kill.torment(medium, 1, seed=1)
+    assert not failed, failed
+    assert counts['equal to the bit'] == 1
