@@ -8,7 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from s4nd.tasks.classification import score
 from s4nd.tasks.timm_models import is_ours, make_timm_model
 from s4nd.training.config import EvalConfig, RunConfig
 
-Batch = Tensor | tuple[Tensor, Tensor]
+Batch: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
 @dataclass

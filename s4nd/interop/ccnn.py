@@ -126,7 +126,7 @@ def load_ckconv(
     found: nn.Module = conv
     if separable:
         mixer = take_linear(names, 'channel_mixer.', '')
-        stem = CCNNStem(outputs, len(mixer['bias']), conv.grid, options, 'batch', dtype=torch.float64)
+        stem = CCNNStem(outputs, len(mixer['bias']), conv.grid, options, 'batch', dtype=torch.float64)  # type: ignore[arg-type]
         fill(stem.proj, mixer)
         found = nn.Sequential(conv, stem.proj)
     names.check_empty()
@@ -173,7 +173,7 @@ def _network_args(names: Names, theirs: str) -> dict[str, Any]:
             layers += 1
         return {'network': 'magnet', 'hidden': len(names.take(f'{theirs}filters.0.mu')), 'layers': layers}
     hidden, _ = names.take(f'{theirs}kernel_net.0.weight').shape[:2]
-    omegas = []
+    omegas: list[float] = []
     while names.has(f'{theirs}kernel_net.{2 * len(omegas)}.'):
         omegas.append(float(names.take(f'{theirs}kernel_net.{2 * len(omegas)}.omega_0')))
     if len(set(omegas)) > 1:
