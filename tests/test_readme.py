@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 NEEDED = {'docs/export.md': ('onnx', 'onnxscript', 'onnxruntime')}  # packages of extras
 
