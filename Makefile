@@ -1,22 +1,23 @@
-# Two commands on a fresh machine with Python >= 3.10 and make: `make demo` and `make test`.
+# Two commands on a fresh machine with Python >= 3.11 and make: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out/demo
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test timm-suite lint format clean
+.PHONY: help setup demo test test-newest timm-suite lint format clean
 
 help:
 	@echo "make demo    train on the embedded images and sounds, evaluate at other resolutions, write a WAV (about 4 minutes)"
 	@echo "make test    run the tests"
+	@echo "make test-newest   run the tests of kernels, layers and models on the newest torch"
 	@echo "make timm-suite   run timm's own tests of its models on ours (K='name or name' chooses)"
-	@echo "make lint    check style"
+	@echo "make lint    check style and types"
 	@echo "make setup   make the virtual environment in $(VENV) (done by the others when needed)"
 
 setup: $(VENV)/.made
 
 $(VENV)/.made: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
@@ -39,6 +40,14 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# Kernels, ops, layers and models on the newest torch that installs, in an environment of its own.
+test-newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet torch torchvision
+	$(VENV)-newest/bin/python -m pip install --quiet --no-deps torchaudio
+	$(VENV)-newest/bin/python -m pip install --quiet '.[export,fast,video]' pytest pytest-xdist hypothesis scipy
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n 2 tests/ops tests/kernels tests/layers tests/models tests/interop
+
 # timm's test_models.py, fetched in the installed version; without K all models of ours (10 minutes on one core).
 timm-suite: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite.py '$(K)'
@@ -46,6 +55,7 @@ timm-suite: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix .

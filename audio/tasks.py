@@ -23,7 +23,7 @@ from audio.quantization import Quantizer
 from s4nd.diffusion import Diffusion
 from s4nd.options import ConfigError, nearest, option, section
 from s4nd.seeds import generator
-from s4nd.tasks.base import Axis, Strided, Task
+from s4nd.tasks.base import Axis, Chosen, Task
 from s4nd.tasks.classification import score
 from s4nd.tasks.timm_models import is_ours, make_timm_model
 from s4nd.training.config import EvalConfig, RunConfig
@@ -101,15 +101,14 @@ class AudioTask(Task):
             '' if count == len(self.classes) else f'has a model of {count} classes, the data have {len(self.classes)}'
         )
 
-    def train_batches(self, epoch: int) -> Strided:
+    def train_batches(self, epoch: int) -> Chosen:
         clips, size = self.parts['train'], self.config.data.batch_size
         clips.epoch = epoch
-        order = generator(self.config.seed, epoch)
+        order = torch.randperm(len(clips), generator=generator(self.config.seed, epoch)).split(size)
         # A last incomplete batch is dropped, unless it is the only one.
-        full = len(clips) >= size
-        return Strided(
-            DataLoader(_Labeled(clips), size, shuffle=True, generator=order, drop_last=full, collate_fn=self._collate)
-        )
+        full = order if len(order) == 1 or len(order[-1]) == size else order[:-1]
+        pairs = _Labeled(clips)
+        return Chosen(full, lambda numbers: self._collate([pairs[number] for number in numbers.tolist()]))
 
     def batches(self, part: str | Clips, device: torch.device | str) -> Iterator[Any]:
         """Return batches to evaluate on: all clips in order, or `eval.limit` of them, evenly spaced."""

@@ -6,7 +6,7 @@ relative difference ‖coarse - fine‖ / ‖coarse‖ is taken over
 the middle half of the axis, in float64, as the mean of 8 draws.
 Signals are sampled at cell centers ('point') or averaged over cells ('area', as images are).
 
-Averaging two fine outputs damps the finest waves by itself (3 % at 5 cycles of 64), which counts against 'window 1'.
+Averaging two fine outputs damps the finest waves by itself (3 % at 5 cycles of 64), which counts against 'training cells'.
 
     python benchmarks/resolution_drift.py [out=out/drift]
 
@@ -48,9 +48,9 @@ def signal(seed: int, size: int, cycles: float, sampling: str) -> Tensor:
 
 # Column: keywords of the layer.
 LAYERS = {
-    'centered': {'centered': True},
-    'window 1': {'centered': True, 'window': 1.0},
-    'published offset': {'centered': False},
+    'input cells': {'cell': 'input'},
+    'training cells': {'cell': 'training'},
+    'published offset': {'cell': 'published'},
 }
 
 

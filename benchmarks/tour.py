@@ -148,12 +148,12 @@ def step_claims() -> dict[str, float]:
 
 
 def side_claims() -> dict[str, float]:
-    layer = example(S4ND, spatial_dims=1)
+    layer = example(S4ND, grid=(LENGTH,))
     kernel, u = layer.kernels[0], signal()
-    (taps,), (center,) = layer.axis_taps([LENGTH])
+    taps, center = layer.axis_taps(0, LENGTH, 1.0)
     lags = torch.arange(LENGTH, dtype=torch.float64)
     areas = area(kernel, (lags - 0.5).clamp(min=0), lags + 0.5)  # of the forward kernel
-    mirrored = mirror(example(S4ND, spatial_dims=1))
+    mirrored = mirror(example(S4ND, grid=(LENGTH,)))
     x = u[None, None]
     return {
         'lag l is the area from l - 1/2 to l + 1/2': difference(taps[0, 0, center + 1 :], areas[1:]),
@@ -171,17 +171,17 @@ def mirror(layer: S4ND) -> S4ND:
 def drift() -> dict[str, float]:
     """Relative change of the output at the places that a grid three times as fine shares."""
     changes = {}
-    for name, centered in (('centered taps', True), ('taps that begin at 0 and -1', False)):
-        layer = example(S4ND, grid=(LENGTH,), centered=centered)
+    for name, cell in (('centered taps', 'input'), ('taps that begin at 0 and -1', 'published')):
+        layer = example(S4ND, grid=(LENGTH,), cell=cell)
         y, finer = (layer(bump(size)[None, None])[0, 0] for size in (LENGTH, 3 * LENGTH))
         changes[name] = float((finer[1::3] - y).norm() / y.norm())
     return changes
 
 
 def axis_claims() -> dict[str, float]:
-    layer = example(S4ND, spatial_dims=2)
+    layer = example(S4ND, grid=(32, 24))
     u = torch.outer(signal()[:32], signal()[:24].flip(0)) + torch.eye(32, 24, dtype=torch.float64)
-    (rows, columns), (top, left) = layer.axis_taps([32, 24])
+    (rows, top), (columns, left) = (layer.axis_taps(axis, size, 1.0) for axis, size in enumerate((32, 24)))
     full = torch.outer(rows[0, 0], columns[0, 0])
     padded = F.pad(u, (len(columns[0, 0]) - 1 - left, left, len(rows[0, 0]) - 1 - top, top))
     y = F.conv2d(padded[None, None], full.flip(0, 1)[None, None])
@@ -242,12 +242,12 @@ def draw_step() -> Figure:
 
 def draw_sides() -> Figure:
     """Centered taps, each over its cell, at step 1 and at step 1/3."""
-    kernel = example(S4ND, spatial_dims=1).kernels[0]
+    kernel = example(S4ND, grid=(LENGTH,)).kernels[0]
     shown = 12
     figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), sharey=True, layout='constrained')
     for axis, finer in zip(axes, (1, 3), strict=True):
         reach = shown * finer + finer // 2
-        sides = kernel.cells(reach + 1, 1 / finer)[:, 0] * finer
+        sides = kernel(reach + 1, 1 / finer, cells=True)[:, 0] * finer
         lags = np.arange(-reach, reach + 1) / finer
         heights = torch.cat([sides[1, 1:].flip(0), sides[0, :1] + sides[1, :1], sides[0, 1:]]).numpy()
         axis.bar(lags, heights, 1 / finer, color=RED, alpha=0.5, edgecolor='white')
@@ -262,8 +262,8 @@ def draw_sides() -> Figure:
 
 def draw_axes() -> Figure:
     """Two axis kernels and their outer product."""
-    layer = example(S4ND, spatial_dims=2)
-    (rows, columns), (center, _) = layer.axis_taps([64, 64])
+    layer = example(S4ND, grid=(64, 64))
+    (rows, center), (columns, _) = (layer.axis_taps(axis, 64, 1.0) for axis in (0, 1))
     shown = slice(center - 20, center + 21)
     rows, columns = rows[0, 0, shown], columns[0, 0, shown]
     lags = torch.arange(-20, 21)

@@ -7,7 +7,7 @@ from s4nd.layers import GSS, S4, S4ND, S5, GSSHybrid, LiquidS4, LocalAttention, 
 from s4nd.models import inflate
 from s4nd.optim import param_groups, ssm_parameter_patterns
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
     'GSS',

@@ -51,7 +51,7 @@ class LayerEntry:
 KERNEL_ENTRIES: dict[str, KernelEntry] = {
     's4d': KernelEntry(
         'S4D, arXiv 2206.11893',
-        'Diagonal state matrix; ZOH or bilinear; inits lin, inv, legs, real, random',
+        'Diagonal state matrix; ZOH or bilinear; inits lin, inv, inv+lin, legs, real, random',
         'yes, exact',
         'H + 2SN + cHN',
         'cHNL',
@@ -59,7 +59,7 @@ KERNEL_ENTRIES: dict[str, KernelEntry] = {
     ),
     's4': KernelEntry(
         'S4, S4 v2, arXiv 2111.00396, 2206.12037',
-        'Diagonal plus low rank r; bilinear; inits legs, legt, lagt, fout, hippo',
+        'Diagonal plus low rank r; bilinear; inits legs, legt, lagt, fout, hippo, random',
         'yes, exact',
         'H + (2 + r)SN + cHN',
         'H(N³ log L + cNL)',
@@ -67,7 +67,7 @@ KERNEL_ENTRIES: dict[str, KernelEntry] = {
     ),
     'dss-exp': KernelEntry(
         'DSS, arXiv 2203.14343',
-        'Diagonal without B, Re Λ < 0; HiPPO-LegS spectrum',
+        'Diagonal without B, Re Λ < 0; HiPPO-LegS spectrum; released versions by real, scaled and dt_split',
         'yes, exact',
         'H + SN + cHN',
         'cHNL',
@@ -83,7 +83,7 @@ KERNEL_ENTRIES: dict[str, KernelEntry] = {
     ),
     'lmu': KernelEntry(
         'LMU, NeurIPS 2019',
-        'Fixed Legendre memory of a window of θ samples (options: theta), trained readout; ZOH',
+        'Fixed Legendre memory of a window of θ samples (options: theta, train_theta), trained readout; ZOH or Euler',
         'yes, exact',
         'cHN',
         'N³ log L + cHNL',
@@ -91,7 +91,7 @@ KERNEL_ENTRIES: dict[str, KernelEntry] = {
     ),
     'lssl': KernelEntry(
         'LSSL, arXiv 2110.13985',
-        'Dense trained A; bilinear; inits legs, legt, lagt, fout; for small N',
+        'Dense trained A, or one of a structure; bilinear; inits legs, legt, lagt, fout; for small N',
         'yes, exact; no bandlimit',
         'H + S(N² + N) + cHN',
         'H(N³ log L + cNL)',
@@ -107,7 +107,7 @@ KERNEL_ENTRIES: dict[str, KernelEntry] = {
     ),
     'sgconv': KernelEntry(
         'SGConv, arXiv 2210.09298',
-        'Sub-kernels of N taps at doubling scales, interpolated, halved in weight each time',
+        'Sub-kernels of N taps at doubling scales, interpolated, less in weight each time; joined or summed',
         'yes, by sampling the interpolation',
         'cHN(1 + ⌈log2(length/N)⌉)',
         'cHL',
@@ -149,7 +149,7 @@ LAYER_ENTRIES: dict[str, LayerEntry] = {
     ),
     'GSS': LayerEntry(
         'GSS, arXiv 2206.13947',
-        'Block: gates of expand·H features around a DSS of H/reduce',
+        'Block: gates of expand·H features around a DSS of d_ssm features',
         'no: the step is 1',
         'O(H² + H log L)',
         'O(H² + HN)',
@@ -171,22 +171,29 @@ LAYER_ENTRIES: dict[str, LayerEntry] = {
     ),
     'Mega': LayerEntry(
         'Mega, Mega-chunk, arXiv 2209.10655',
-        'Block: damped moving averages and gated attention of one head, over all L samples or in chunks of c',
+        'Block: damped moving averages and gated attention (softmax, laplace, relu2), whole or in chunks of c samples',
         'no: lags are counted in samples',
         'O(H² + HN + HL), with chunks O(H² + HN + Hc)',
         'O(H² + HN + HL), with chunks O(H² + HN + Hc)',
     ),
+    'LMU': LayerEntry(
+        'LMU, NeurIPS 2019',
+        'Legendre memories written by an encoder and read by a nonlinear recurrent cell; one sample after the other',
+        'when streaming: `system(step)`',
+        'O(H² + MN² + MHN) for M memories',
+        'the same',
+    ),
     'S5': LayerEntry(
         'S5, arXiv 2208.04933',
         'One diagonal system with H inputs and outputs, by an associative scan; mixes the features',
-        'yes: step = grid / L, or as given',
+        'yes: step = grid / L, or as given, also per sample',
         'O(HN)',
         'O(HN)',
     ),
     'LiquidS4': LayerEntry(
         'Liquid-S4, arXiv 2209.12951',
-        'S4 and products of 2 to p neighboring inputs, which act at once (pb) or through the kernel (kb)',
-        'no: which samples are neighbors depends on the step',
+        'S4 and products of inputs: of neighbors at once (pb) or through the kernel (kb), or of any (allcombs, exact)',
+        'no: products depend on the step',
         'O(pH log L)',
         'p times that of S4',
     ),
@@ -215,7 +222,7 @@ _LAYERS = """
 ## Layers
 
 In `s4nd.layers`: a signal (B, H, L) in, a signal out. *Parameters*: {H} features, and the class's own defaults beside
-the options that are named. *Per sample*, *step*: order of the operations for each sample of a clip of L samples, and for
+the options that are named. *Per sample*, *step*: order of the operations per sample of a clip of L samples, and for
 one of a stream; c is the size of a chunk.
 
 | layer | system | what it is | streams | other resolutions | parameters | per sample | step |

@@ -1,8 +1,8 @@
 """One command for everything: s4nd COMMAND [key=value …]; s4nd COMMAND --help shows its options.
 
 `key=value`, `--key value` and `--key=value` mean the same. The exit code is 0 where the command is done, 1 where it
-failed on its way (a full disk, training that diverged), 2 where words, configuration or data cannot be used, and 130
-where it was interrupted.
+failed on its way (a full disk, training that diverged), 2 where words, configuration or data cannot be used, and 128
+and the number of the signal where one ended it (130 for Ctrl-C).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from s4nd.options import describe, nearest
+from s4nd.options import describe, is_out_of_memory, nearest
 
 __all__ = ['main', 'run']
 
@@ -96,19 +96,20 @@ def run(
             return 0
         done = command(list(words))
         return done if isinstance(done, int) else 0
-    except KeyboardInterrupt:
-        print('interrupted (a training run goes on after its last complete epoch with resume=true)', file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(str(error) or 'interrupted', file=sys.stderr)
+        return getattr(error, 'code', 130)
     except (ValueError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except BrokenPipeError:  # who reads has seen enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError, OverflowError) as error:
         if not _is_expected(error):
             raise
-        print(f'error: {error}', file=sys.stderr)
+        what = 'more memory is needed than there is: ' if is_out_of_memory(error) else ''
+        print(f'error: {what}{(str(error).splitlines() or [""])[0]}', file=sys.stderr)
         return 1
 
 
@@ -146,7 +147,7 @@ def _is_expected(error: Exception) -> bool:
     """Errors of the machine, and training that diverged; any other RuntimeError is a fault to be seen whole."""
     from s4nd.training.loop import NonFiniteError
 
-    return isinstance(error, (OSError, NonFiniteError))
+    return isinstance(error, (OSError, NonFiniteError)) or is_out_of_memory(error)
 
 
 def _overview() -> str:

@@ -4,8 +4,8 @@ Noise is added in T steps, q(x_t | x_{t-1}) = N(√(1 - β_t) x_{t-1}, β_t I), 
 ᾱ_t = Π_{s≤t} (1 - β_s) (DDPM, arXiv 2006.11239, equation 4). A denoiser predicts ε, or x_0, from x_t and t; from its
 prediction the steps are undone one by one, or a few levels at a time (DDIM, arXiv 2010.02502, equation 12).
 
-Nothing here knows what the signal is: a denoiser is a function (x_t (B, …), t (B,)) -> ε or x_0 (B, …), and what it is
-conditioned on is its own affair.
+Nothing here knows what the signal is: a denoiser is a function (x_t (B, …), i (B,)) -> ε or x_0 (B, …), and what it is
+conditioned on is its own affair. As in released code it is given the index i = t - 1 of the step, 0 … T - 1.
 """
 
 import math
@@ -69,7 +69,7 @@ class Diffusion:
         """
         t = torch.randint(1, self.steps + 1, (len(x),), generator=random)
         noise = torch.randn(x.shape, generator=random, dtype=x.dtype).to(x.device)
-        predicted = denoise(self.noised(x, t, noise), t.to(x.device)).to(x.dtype)
+        predicted = denoise(self.noised(x, t, noise), t.to(x.device) - 1).to(x.dtype)
         target = noise if self.predicts == 'noise' else x
         return F.mse_loss(predicted, target) if where is None else F.mse_loss(predicted[where], target[where])
 
@@ -115,7 +115,7 @@ class Diffusion:
         """
         x = noise
         for done, (t, s) in enumerate(pairwise([*self.levels(steps), 0]), 1):
-            predicted = denoise(x, torch.full((len(x),), t, device=x.device)).to(x.dtype)
+            predicted = denoise(x, torch.full((len(x),), t - 1, device=x.device)).to(x.dtype)
             if self.predicts == 'signal':
                 now = float(self.alpha_bar[t])
                 predicted = (x - math.sqrt(now) * predicted) / math.sqrt(1 - now)
@@ -133,14 +133,21 @@ def normal_like(x: Tensor, random: Random) -> Tensor:
     return torch.stack([torch.randn(x.shape[1:], generator=row, dtype=x.dtype, device=x.device) for row in random])
 
 
-def step_network(width: int) -> nn.Sequential:
-    """Return the network from `step_features` (B, 128) to a condition (B, width) (DiffWave, section 3.1)."""
-    return nn.Sequential(nn.Linear(STEP_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+def step_network(width: int, hidden: int | None = None) -> nn.Sequential:
+    """Return the network from `step_features` (B, 128) to a condition (B, width) (DiffWave, section 3.1).
+
+    hidden: features between its two maps; None: width.
+    """
+    hidden = width if hidden is None else hidden
+    return nn.Sequential(nn.Linear(STEP_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, width), nn.SiLU())
 
 
 def step_features(t: Tensor) -> Tensor:
-    """Map levels (B,) to sines and cosines of t · 10^(4 i / 63), i = 0 … 63: (B, 128) (DiffWave, equation 8)."""
+    """Map indices of steps (B,) to sines and cosines of t · 10^(-4 i / 63), i = 0 … 63: (B, 128) float64.
+
+    These are the features of DiffWave's released code; its paper has the exponent without the minus sign.
+    """
     half = STEP_FEATURES // 2
-    frequencies = 10 ** (torch.arange(half, dtype=torch.float64, device=t.device) * 4 / (half - 1))
+    frequencies = 10 ** (torch.arange(half, dtype=torch.float64, device=t.device) * (-4 / (half - 1)))
     phases = t[:, None] * frequencies
-    return torch.cat([phases.sin(), phases.cos()], -1).float()
+    return torch.cat([phases.sin(), phases.cos()], -1)

@@ -29,7 +29,7 @@ import s4nd
 from s4nd.options import option_names
 from s4nd.tasks import Resampled, Task, make_task, task_class
 from s4nd.training.checkpoint import find_weights, read_metadata
-from s4nd.training.config import ConfigError, RunConfig, load_config
+from s4nd.training.config import ConfigError, RunConfig, check_plain, load_config
 from s4nd.training.loop import make_accelerator
 from s4nd.training.report import table, write_report
 from s4nd.words import split_words
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     plain, words = split_words(arguments)
     given = dict(word.partition('=')[::2] for word in words)
     if 'checkpoint' not in given or plain:
-        raise ConfigError(f'expected checkpoint=… and key=value, got {" ".join(arguments) or "nothing"}:\n{__doc__}')
+        usage = '; s4nd evaluate --help shows how' if arguments else f':\n{__doc__}'
+        raise ConfigError(f'expected checkpoint=… and key=value, got {" ".join(arguments) or "nothing"}{usage}')
     weights = find_weights(given['checkpoint'])
     config = _config(weights, [word for word in words if not word.startswith('checkpoint=')])
     accelerator = make_accelerator(config)
@@ -141,6 +142,7 @@ def _config(weights: Path, words: Sequence[str]) -> RunConfig:
         metadata = read_metadata(weights)
         name = metadata.get('task', 'image')
         implied = [f'task={name}', f'model.name={metadata.get("model")}', *task_class(name).words_from(metadata)]
+        check_plain(str(weights), implied)
         path = None
     task = load_config(path, [*implied]).task
     known = set(option_names(task_class(task).Config))

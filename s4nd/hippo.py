@@ -25,15 +25,18 @@ def transition(measure: str, d_state: int) -> tuple[Tensor, Tensor]:
 
     Args:
         measure: 'legs' (scaled Legendre), 'legt' (translated Legendre), 'lagt' (Laguerre) or 'fout' (Fourier).
-        d_state: N, even and at least 4.
+        d_state: N, at least 2; of 'fout' even and at least 4.
 
     Returns:
         A (N, N) and B (N,), float64.
 
     Raises:
-        ValueError: for an unknown measure or a state size that is odd or below 4.
+        ValueError: for an unknown measure or a state size that does not fit.
     """
-    _check(measure, d_state)
+    if measure == 'fout' or measure not in MEASURES:
+        _check(measure, d_state)
+    if d_state < 2:
+        raise ValueError(f'd_state must be at least 2 for HiPPO matrices, got {d_state}')
     n = torch.arange(d_state, dtype=torch.float64, device=_CPU)
     row, col = n[:, None], n[None, :]
     if measure == 'legs':
@@ -83,8 +86,8 @@ def nplr(measure: str, d_state: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Raises:
         ValueError: as `transition`.
     """
-    A, B = transition(measure, d_state)
     P = low_rank(measure, d_state)
+    A, B = transition(measure, d_state)
     shift = _SHIFT[measure]
     skew = A + P.T @ P - shift * torch.eye(d_state, dtype=torch.float64, device=_CPU)
     frequency, vectors = torch.linalg.eigh(torch.complex(torch.zeros_like(skew), -skew))
@@ -197,6 +200,7 @@ class Memory:
     """
 
     def __init__(self, measure: str, d_state: int, window: float | None = None) -> None:
+        _check(measure, d_state)
         A, B = transition(measure, d_state)
         if (measure == 'legs') != (window is None):
             raise ValueError(f"'legs' has no window and the other measures need one, got {measure!r} and {window}")

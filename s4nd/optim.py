@@ -11,9 +11,13 @@ from fnmatch import fnmatch
 from torch import nn
 
 from s4nd.kernels import Kernel
+from s4nd.layers.lmu import LMU
 from s4nd.layers.s5 import S5
 
-SSM_NAMES = ('log_dt', 'log_A_real', 'A_real', 'A_imag', 'log_A_imag', 'A', 'B', 'P')
+SSM_NAMES = (
+    'log_dt', 'log_theta', 'log_A_real', 'A_real', 'A_imag', 'log_A_imag', 'A', 'A_diag', 'B', 'P', 'P_left', 'P_right',
+    'T_lower', 'T_diag', 'T_upper',
+)  # fmt: skip
 
 
 # What torch calls a parameter that is parametrized (parametrizations.P.original0), pruned (P_orig) or weight-normed.
@@ -75,7 +79,7 @@ def _pattern(name: str) -> str:
 
 
 def _ssm_names(model: nn.Module) -> set[str]:
-    holders = tuple(f'{name}.' if name else '' for name, m in model.named_modules() if isinstance(m, Kernel | S5))
+    holders = tuple(f'{name}.' if name else '' for name, m in model.named_modules() if isinstance(m, Kernel | S5 | LMU))
     return {
         name
         for name, _ in model.named_parameters()

@@ -19,10 +19,12 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 __all__ = [
     'MISSING',
     'ConfigError',
+    'built',
     'check_keywords',
     'check_values',
     'describe',
     'fill',
+    'is_out_of_memory',
     'nearest',
     'option',
     'option_names',
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 Schema = TypeVar('Schema')
+Built = TypeVar('Built')
 
 _KINDS: dict[Any, str] = {
     int: 'a whole number',
@@ -42,6 +45,8 @@ _KINDS: dict[Any, str] = {
     list[str]: 'a list, [a, b]',
     list[Any]: 'a list, [8, 16]',
 }
+
+_LARGEST = 2**31 - 1  # of any number in a configuration; larger ones, NaN and infinities overflow somewhere
 
 
 class ConfigError(ValueError):
@@ -78,9 +83,16 @@ def section(schema: type) -> Any:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the known name closest to `name`, or the list of all where none is close."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f'; known: {", ".join(sorted(known))}'
+    """`; did you mean 'x'?` for the known name closest to `name`, or the first of all where none is close.
+
+    The last part of a name with dots may stand for it: 'lr' is close to 'optim.lr'.
+    """
+    parts = {option.rpartition('.')[2]: option for option in reversed(known)}
+    close = difflib.get_close_matches(name, [*known, *parts], n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{parts.get(close[0], close[0]) if close[0] not in known else close[0]}'?"
+    listed = sorted(known)
+    return f'; known: {", ".join(listed[:12])}{", …" if len(listed) > 12 else ""}'
 
 
 def check_keywords(function: Callable[..., Any], args: Mapping[str, Any], name: str, given: Sequence[str] = ()) -> None:
@@ -89,6 +101,45 @@ def check_keywords(function: Callable[..., Any], args: Mapping[str, Any], name: 
     for key in args:
         if key not in known:
             raise ConfigError(f"model.args: {name} takes no '{key}'{nearest(key, known)}")
+
+
+def built(build: Callable[..., Built], args: Mapping[str, Any]) -> Built:
+    """`build(**args)`, of a model.
+
+    Raises:
+        ConfigError: the constructor fails; it names the option without which it does not.
+    """
+    for key, value in args.items():
+        rate = isinstance(value, (int, float)) and key.endswith(('drop_rate', 'drop_path_rate', 'dropout'))
+        if rate and not 0 <= value < 1:
+            raise ConfigError(f'model.args.{key}: expected at least 0 and below 1, got {value}')
+    try:
+        return build(**args)
+    except Exception as error:  # any: what constructors do with wrong values is without end
+        for key in args:
+            try:
+                build(**{name: value for name, value in args.items() if name != key})
+            except Exception:
+                continue
+            raise ConfigError(f'model.args.{key}: {args[key]!r} cannot be used: {_line_of(error)}') from error
+        raise ConfigError(f'model.args: {_line_of(error)}') from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch could not allocate something, or not even count its elements."""
+    text = str(error)
+    told = (
+        "can't allocate memory",
+        'out of memory',
+        'calculation overflowed',
+        'Unable to allocate',
+        'multiplication overflow',
+    )
+    return isinstance(error, MemoryError) or any(words in text for words in told)
+
+
+def _line_of(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def fill(schema: type[Schema], layers: Sequence[tuple[str, Any]]) -> Schema:
@@ -107,7 +158,7 @@ def fill(schema: type[Schema], layers: Sequence[tuple[str, Any]]) -> Schema:
             )
         try:
             merged = OmegaConf.merge(merged, layer)
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError, ValueError, AssertionError) as error:
             key = getattr(error, 'full_key', None) or origin
             value = OmegaConf.select(layer, key.split('[')[0])
             raise ConfigError(f'{key}: {_expected(schema, key)}, got {value!r}') from error
@@ -137,6 +188,8 @@ def check_values(filled: Any, prefix: str = '') -> None:
         for number in value if isinstance(value, list) else [value]:
             if low is not None and number is not None and not number >= low:
                 raise ConfigError(f'{name}: expected at least {low}, got {number}')
+            if isinstance(number, (int, float)) and not abs(number) <= _LARGEST:
+                raise ConfigError(f'{name}: expected a number of at most {_LARGEST}, got {number}')
             if high is not None and number is not None and not number <= high:
                 raise ConfigError(f'{name}: expected at most {high}, got {number}')
 
@@ -193,6 +246,8 @@ def _misplaced(schema: type, content: Mapping[str, Any], prefix: str = '') -> It
             yield name, ''
         elif (is_dataclass(hints[key]) or get_origin(hints[key]) is dict) and not isinstance(value, Mapping):
             yield name, f'expected a section with options of its own, got {value!r}'
+        elif get_origin(hints[key]) is list and not isinstance(value, list):
+            yield name, f'expected {_kind(hints[key])}, got {value!r}'
         elif is_dataclass(hints[key]):
             yield from _misplaced(hints[key], value, f'{name}.')
 

@@ -72,14 +72,19 @@ def area_resize(x: Tensor, sizes: list[int]) -> Tensor:
     return x
 
 
+LARGEST_SIDE = 1 << 14  # pixels: larger sizes are mistakes
+
+
 def parse_size(value: Any) -> Size:
-    """16, '16', '24x40' or (24, 40) -> (height, width). Raises ValueError for anything else, and for sizes below 1."""
+    """16, '16', '24x40' or (24, 40) -> (height, width). Raises ValueError for anything else."""
     if isinstance(value, (tuple, list)):
         value = 'x'.join(map(str, value))
     match = re.fullmatch(r'(\d+)(?:x(\d+))?', str(value))
     size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if min(size) < 1 or isinstance(value, bool):
         raise ValueError(f"expected a size of at least 1, such as 16, or 24x40 (height x width), got '{value}'")
+    if max(size) > LARGEST_SIDE:
+        raise ValueError(f"expected a size of at most {LARGEST_SIDE} per side, got '{value}'")
     return size
 
 

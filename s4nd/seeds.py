@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
 import torch
 
-__all__ = ['derived_seed', 'generator']
+__all__ = ['derived_seed', 'generator', 'seeded']
 
 
 def derived_seed(seed: int, number: int) -> int:
@@ -15,3 +20,19 @@ def derived_seed(seed: int, number: int) -> int:
 def generator(seed: int, number: int = 0, device: torch.device | str = 'cpu') -> torch.Generator:
     """A new generator on `device`, seeded by `derived_seed`."""
     return torch.Generator(device).manual_seed(derived_seed(seed, number))
+
+
+@contextmanager
+def seeded(*place: int) -> Iterator[None]:
+    """Within it, Python's, NumPy's and torch's generators (CPU) follow from `place` alone; then they are as before."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what augmentations of others draw from)
+    first, second, third = np.random.SeedSequence(place).generate_state(3).tolist()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(first)
+        np.random.seed(second)  # noqa: NPY002
+        torch.manual_seed(third)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

@@ -10,9 +10,11 @@ s4nd train out/my_run/config.yaml eval_only=true checkpoint=out/my_run/last.safe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -21,14 +23,13 @@ from s4nd.options import describe
 from s4nd.tasks import Task, make_task, task_class
 from s4nd.training.checkpoint import find_weights, load_weights
 from s4nd.training.config import ConfigError, RunConfig, load_config
+from s4nd.training.folder import check_unused, claimed
 from s4nd.training.loop import fit, make_accelerator
 from s4nd.training.report import table, write_report
 from s4nd.words import split_words
 
 __all__ = ['find_config', 'help_text', 'main', 'shipped_configs']
 
-# What an earlier run leaves, and a new one must not replace unasked.
-_RUN_FILES = ('resume.pt', 'last.safetensors', 'report.json')
 _CONFIGS = (Path(__file__).parent / 'configs', Path(__file__).parents[1] / 'configs')  # of a wheel, of a checkout
 
 
@@ -36,10 +37,16 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     """Run what `arguments` (a configuration, then key=value words) describe and return the report."""
     plain, words = split_words(arguments)
     if len(plain) != 1:
-        raise ConfigError(f'expected one configuration file, got {" ".join(plain) or "none"}:\n{__doc__}')
+        usage = '; s4nd train --help shows how' if arguments else f':\n{__doc__}'
+        raise ConfigError(f'expected one configuration file, got {" ".join(plain) or "none"}{usage}')
     config = load_config(find_config(plain[0]), words)
     out = _output_folder(config, named=any(word.startswith('out=') for word in words))
     accelerator = make_accelerator(config)
+    with claimed(out) if accelerator.is_main_process and not config.eval_only else nullcontext():
+        return _run(config, out, accelerator)
+
+
+def _run(config: RunConfig, out: Path, accelerator: Accelerator) -> dict[str, Any]:
     task = make_task(config)
     set_seed(config.seed)
     summary: dict[str, Any]
@@ -56,7 +63,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     report['training'] = summary
     if accelerator.is_main_process:
         paths = write_report(out, report, 'evaluation' if config.eval_only else 'report')
-        left = [out / name for name in ('config.yaml', 'last.safetensors', 'best.safetensors')]
+        left = [out / name for name in ('config.yaml', 'metrics.csv', 'last.safetensors', 'best.safetensors')]
         print('', table([report]), '', *paths, *(path for path in left if path.is_file()), sep='\n')
     # A process that left early would take the others' connections down with it.
     accelerator.wait_for_everyone()
@@ -95,18 +102,14 @@ def _output_folder(config: RunConfig, named: bool) -> Path:
             raise ConfigError('eval_only=true needs checkpoint=… (a .safetensors file)')
         return Path(config.out) if named else find_weights(config.checkpoint).parent
     out = Path(config.out)
-    found = [name for name in _RUN_FILES if (out / name).exists()]
-    if found and not (config.resume or config.overwrite):
-        raise ConfigError(
-            f'{out} holds an earlier run ({found[0]}): resume=true goes on with it, overwrite=true replaces it, '
-            'out=… writes elsewhere'
-        )
+    if not (config.resume or config.overwrite):
+        check_unused(out)
     return out
 
 
 def _begin(task: Task, config: RunConfig) -> nn.Module:
     """A new model, with the weights of `config.checkpoint` if any: their layers keep the grid they were trained on."""
     model = task.build_model()
-    if config.checkpoint is not None:
+    if config.checkpoint is not None and not config.resume:
         load_weights(find_weights(config.checkpoint), model, config.model.name)
     return model

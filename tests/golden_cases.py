@@ -38,5 +38,5 @@ def published(case: dict, prefix: str = '') -> dict[str, Tensor]:
 
 
 def transforms(case: dict) -> dict[str, str]:
-    """The transforms that a case names, as `s4nd.interop.load_published` takes them."""
+    """The transforms that a case names, as `s4nd.interop.load_published_layer` takes them."""
     return {key: value for key, value in case['meta'].items() if key.endswith('_transform')}

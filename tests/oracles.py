@@ -149,20 +149,32 @@ def ema_taps(p: Tensor, q: Tensor, beta: Tensor, gamma: Tensor, length: int, ste
     return torch.stack([(weight * q ** (step * lag)).sum(-1) for lag in range(length)], -1)
 
 
-def sgconv_taps(weight: Tensor, length: int, step: float = 1.0) -> Tensor:
-    """Tap l is s times the multiscale function at (l + ½) s: weight (c, H, S, d) -> (c, H, length), not normalized."""
+def sgconv_taps(
+    weight: Tensor,
+    length: int,
+    step: float = 1.0,
+    mode: str = 'cat',
+    interpolation: str = 'linear',
+    decay: Tensor | float = 2.0,
+) -> Tensor:
+    """Tap l is s times the multiscale function at (l + ½) s: weight (c, H, S, d), decay (H,) -> (c, H, length), not
+    normalized."""
     scales, d = weight.shape[-2:]
     taps = []
     for lag in range(length):
         t, value = (lag + 0.5) * step, torch.zeros_like(weight[..., 0, 0])
         for i in range(scales):
-            stretch = 2 ** max(0, i - 1)
-            start = 0 if i == 0 else d * stretch
+            stretch = 2 ** max(0, i - 1) if mode == 'cat' else 2**i
+            start = d * stretch if mode == 'cat' and i > 0 else 0
             if start <= t < start + d * stretch:
-                place = min(max((t - start) / stretch - 0.5, 0.0), d - 1.0)
-                k, part = int(place), place - int(place)
-                value = weight[..., i, k] * (1 - part) + (weight[..., i, k + 1] * part if part > 0 else 0)
-                value = value * step / 2**i
+                place = (t - start) / stretch
+                if interpolation == 'nearest':
+                    found = weight[..., i, int(place)]
+                else:
+                    place = min(max(place - 0.5, 0.0), d - 1.0)
+                    k, part = int(place), place - int(place)
+                    found = weight[..., i, k] * (1 - part) + (weight[..., i, k + 1] * part if part > 0 else 0)
+                value = value + found * step * decay ** (scales - 1 - i)
         taps.append(value)
     return torch.stack(taps, -1)
 
@@ -268,7 +280,9 @@ def chunked_attention(
         open_keys = [j for j in whole if padding is None or not padding[j]]
         keys = [j for j in (whole if kind == 'softmax' and not open_keys else open_keys) if j <= i or not causal]
         if kind == 'softmax':
-            weights = torch.stack([q[i] @ k[j] / math.sqrt(q.shape[1]) + bias(i - first, j - first) for j in keys]).exp()
+            weights = torch.stack(
+                [q[i] @ k[j] / math.sqrt(q.shape[1]) + bias(i - first, j - first) for j in keys]
+            ).exp()
             rows.append(sum(w * v[j] for w, j in zip(weights / weights.sum(), keys, strict=True)))
             continue
         count = i - first + 1 if causal else max(1, len(open_keys))
@@ -433,7 +447,19 @@ def liquid(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 def liquid_terms(u: Tensor, A: Tensor, B: Tensor, C: Tensor, degree: int, mode: str) -> Tensor:
-    """Products of neighbors alone: 'kb' drives the state with them, 'pb' adds C B̄^p times them to the output."""
+    """The parts of `liquid`: 'exact' all of it, 'allcombs' products of up to `degree` inputs (a state for each degree).
+
+    Of neighbors alone: 'kb' drives the state with them, 'pb' adds C B̄^p times them to the output.
+    """
+    if mode == 'exact':
+        return liquid(u, A, B, C)
+    if mode == 'allcombs':
+        states, outputs = [torch.zeros_like(B) for _ in range(degree)], []
+        for u_k in u:
+            drives = [B * u_k, *(B * u_k * x for x in states[:-1])]
+            states = [A @ x + drive for x, drive in zip(states, drives, strict=True)]
+            outputs.append((C @ sum(states)).real)
+        return torch.stack(outputs)
     x, outputs = torch.zeros_like(B), []
     for k in range(len(u)):
         x, extra = A @ x + B * u[k], torch.zeros_like(B)

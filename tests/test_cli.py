@@ -7,6 +7,7 @@ import pytest
 
 from s4nd import cli
 from s4nd.training.loop import NonFiniteError
+from s4nd.training.stopping import Interrupted
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -60,11 +61,8 @@ def test_the_list_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:
         (FileNotFoundError('no checkpoint at x'), 2, 'error: no checkpoint at x\n'),
         (OSError(28, 'No space left on device'), 1, 'error: [Errno 28] No space left on device\n'),
         (NonFiniteError('the loss is nan'), 1, 'error: the loss is nan\n'),
-        (
-            KeyboardInterrupt(),
-            130,
-            'interrupted (a training run goes on after its last complete epoch with resume=true)\n',
-        ),
+        (KeyboardInterrupt(), 130, 'interrupted\n'),
+        (Interrupted('interrupted by SIGTERM: saved', 143), 143, 'interrupted by SIGTERM: saved\n'),
     ],
 )
 def test_exit_codes(error: BaseException, code: int, printed: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ def betas(diffusion: Diffusion) -> Tensor:
 def knows(diffusion: Diffusion, signal: Tensor) -> Denoiser:
     """The denoiser that knows the one signal there is, and so reads the noise off exactly."""
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = diffusion.alpha_bar[t].reshape(-1, *[1] * (x.dim() - 1))
+    def denoise(x: Tensor, i: Tensor) -> Tensor:
+        alpha_bar = diffusion.alpha_bar[i + 1].reshape(-1, *[1] * (x.dim() - 1))
         return (x - alpha_bar.sqrt() * signal) / (1 - alpha_bar).sqrt()
 
     return denoise
@@ -60,7 +60,7 @@ def test_each_row_has_its_own_level() -> None:
 def test_a_random_step_is_a_draw_from_the_posterior(t: int, s: int) -> None:
     torch.manual_seed(0)
     signal, x, fresh = torch.randn(3, 4, 6, dtype=torch.float64)
-    predicted = knows(SHORT, signal)(x, torch.full((4,), t))
+    predicted = knows(SHORT, signal)(x, torch.full((4,), t - 1))
     mean, variance = denoising_posterior(signal, x, betas(SHORT), t, s)
     got = SHORT.denoised(x, predicted, t, s, fresh)
     torch.testing.assert_close(got, mean + math.sqrt(variance) * fresh, atol=1e-12, rtol=0)
@@ -92,9 +92,9 @@ def test_predicting_the_signal_is_predicting_the_noise(steps: int | None) -> Non
     def guess(x: Tensor, t: Tensor) -> Tensor:
         return 0.5 * signal + 0.1 * x * t[:, None]
 
-    def noise_of(x: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = SHORT.alpha_bar[t][:, None]
-        return (x - alpha_bar.sqrt() * guess(x, t)) / (1 - alpha_bar).sqrt()
+    def noise_of(x: Tensor, i: Tensor) -> Tensor:
+        alpha_bar = SHORT.alpha_bar[i + 1][:, None]
+        return (x - alpha_bar.sqrt() * guess(x, i)) / (1 - alpha_bar).sqrt()
 
     draws = [
         diffusion.sample(denoise, noise, steps=steps, random=torch.Generator().manual_seed(0))
@@ -132,8 +132,8 @@ def test_the_full_sampler_reproduces_a_distribution() -> None:
     mean, deviation = 0.5, 0.2
     diffusion = Diffusion(200, 1e-4, 0.1)  # ends in pure noise, so that the start is right as well
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
-        a = diffusion.alpha_bar[t][:, None]
+    def denoise(x: Tensor, i: Tensor) -> Tensor:
+        a = diffusion.alpha_bar[i + 1][:, None]
         return (1 - a).sqrt() * (x - a.sqrt() * mean) / (a * deviation**2 + 1 - a)
 
     random = torch.Generator().manual_seed(0)
@@ -165,7 +165,7 @@ def test_the_sampler_visits_its_levels_and_reports_each() -> None:
         return 0 * x
 
     SHORT.sample(denoise, torch.zeros(2, 3), steps=4, progress=done.append)
-    assert seen == [[12, 12], [7, 7], [3, 3], [1, 1]]
+    assert seen == [[11, 11], [6, 6], [2, 2], [0, 0]]  # indices: level - 1
     assert done == [1, 2, 3, 4]
 
 
@@ -173,7 +173,7 @@ def test_the_loss_is_the_error_of_the_noise() -> None:
     x = torch.randn(64, 500)
 
     def zero(x: Tensor, t: Tensor) -> Tensor:
-        assert t.shape == (64,) and t.min() >= 1 and t.max() <= 12 and len(t.unique()) > 8
+        assert t.shape == (64,) and t.min() >= 0 and t.max() <= 11 and len(t.unique()) > 8
         return torch.zeros_like(x)
 
     random = torch.Generator().manual_seed(0)

@@ -126,7 +126,7 @@ def test_memory_states_are_values() -> None:
     (lambda: hippo.Memory('fout', 8, -1.0), 'positive.*-1.0'),
     (lambda: hippo.basis('legz', 8, torch.zeros(1)), 'legz'),
     (lambda: hippo.transition('legz', 8), 'legz.*legs, legt'),
-    (lambda: hippo.transition('legs', 7), 'even.*7'),
+    (lambda: hippo.transition('fout', 7), 'even.*7'),
     (lambda: hippo.nplr('fout', 2), 'at least 4.*2'),
     (lambda: hippo.diagonal('linear', 4), 'linear.*lin, inv'),
     (lambda: hippo.diagonal('lin', 0), 'at least 1 mode, got 0'),

@@ -40,11 +40,11 @@ def run(tmp_path: Path):
 
 def test_a_run_leaves_everything_and_is_the_same_again(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report, again = run(), run(out='again')
-    names = {'config.yaml', 'last.safetensors', 'best.safetensors', 'resume.pt'}
+    names = {'config.yaml', 'metrics.csv', 'last.safetensors', 'best.safetensors', 'resume.pt', 'resume-before.pt'}
     names |= {'report.json', 'report.txt', 'report.png'}
     assert {path.name for path in (tmp_path / 'run').iterdir()} == names
     printed = capsys.readouterr().out
-    assert all(str(tmp_path / 'run' / name) in printed for name in names - {'resume.pt'})
+    assert all(str(tmp_path / 'run' / name) in printed for name in names - {'resume.pt', 'resume-before.pt'})
     assert (
         json.loads((tmp_path / 'run' / 'report.json').read_text())['results'] == report['results'] == again['results']
     )

@@ -10,7 +10,6 @@ arrives at these. Figures of different classifiers do not compare.
 Shape legend: N, M = clips, D = features, K = classes, L = samples.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from audio.io import read_audio
 from audio.models import SPECTROGRAM_NAME, build_model
 from audio.models.spectrogram import SpectrogramClassifier
 from audio.tasks import AudioConfig, AudioTask, AutoregressiveTask, shift_right
-from s4nd.training.checkpoint import find_weights, load_weights, read_metadata
+from s4nd.training.checkpoint import find_weights, load_weights, read_metadata, stored_args
 from s4nd.training.config import load_config
 
 # Dropped before scoring: the least likely 40 % and the most likely 5 %.
@@ -159,7 +158,7 @@ def load_classifier(checkpoint: str | Path) -> SpectrogramClassifier:
     metadata = read_metadata(path)
     if metadata.get('model') != SPECTROGRAM_NAME:
         raise ValueError(f'{path} holds the weights of {metadata.get("model")}, expected {SPECTROGRAM_NAME}')
-    model: Any = build_model(SPECTROGRAM_NAME, json.loads(metadata['args']))
+    model: Any = build_model(SPECTROGRAM_NAME, stored_args(path, metadata))
     load_weights(path, model, SPECTROGRAM_NAME)
     return model.eval()
 

@@ -16,7 +16,7 @@ from audio.models.denoiser import DiffusionSaShiMi
 from audio.models.sashimi import SaShiMi
 from audio.quantization import Quantizer
 from s4nd.options import nearest
-from s4nd.training.checkpoint import find_weights, load_weights, read_metadata
+from s4nd.training.checkpoint import find_weights, load_weights, read_metadata, stored_args
 
 Progress = Callable[[int, int], None]
 
@@ -56,7 +56,7 @@ def load_generator(checkpoint: str | Path, device: torch.device | str = 'cpu') -
         raise ValueError(f'{path}: its metadata lacks {", ".join(missing)}')
     quantizer = Quantizer.from_json(metadata['quantizer']) if name == MODEL_NAME else None
     bits = () if quantizer is None else (quantizer.bits,)
-    model: Any = build_model(name, json.loads(metadata['args']), *bits)
+    model: Any = build_model(name, stored_args(path, metadata), *bits)
     load_weights(path, model, name)
     classes = tuple(json.loads(metadata.get('classes', '[]')))
     return Generator(model.to(device).eval(), quantizer, int(metadata['sample_rate']), classes)
@@ -121,6 +121,8 @@ def check_fits(source: Generator, sampling: Sampling) -> None:
     if source.quantizer is not None:
         if sampling.steps is not None:
             raise ValueError(f'steps={sampling.steps} is for diffusion models: this model draws one code per sample')
+        if sampling.mel is not None:
+            raise ValueError('mel is for vocoders: this model draws one code per sample')
         return
     given = {
         'prompt': sampling.prompt is not None,

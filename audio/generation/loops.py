@@ -11,7 +11,7 @@ import math
 import numba
 import numpy as np
 
-EMBED, NORM, ADVANCE, GELU, LINEAR, GATE, COPY, ADD, PUSH, SPREAD = range(10)
+EMBED, NORM, SCALAR_NORM, ADVANCE, GELU, LINEAR, GATE, COPY, ADD, PUSH, SPREAD = range(11)
 
 # 'reassoc' lets sums run in vector registers; infinities and NaN keep their meaning.
 _compile = numba.njit(nogil=True, cache=True, error_model='numpy', fastmath={'reassoc', 'contract', 'nsz'})
@@ -53,6 +53,8 @@ def step(program, weights, memory, token, t):
             gelu(y)
         elif op == NORM:
             layer_norm(weights[w:], x, y)
+        elif op == SCALAR_NORM:
+            scalar_norm(weights[w:], x, y)
         elif op == GATE:
             gate(x, y)
         elif op == ADD:
@@ -129,6 +131,20 @@ def layer_norm(w, x, y):
         scale = _one / math.sqrt(variance / np.float32(width) + _eps)
         for i in range(width):
             y[b, i] = (x[b, i] - mean) * scale * w[i] + w[width + i]
+
+
+@_compile
+def scalar_norm(w, x, y):
+    """One shift w[0] and one scale w[1] for all features, no epsilon."""
+    width = x.shape[1]
+    for b in range(x.shape[0]):
+        mean = x[b].sum() / np.float32(width)
+        variance = np.float32(0)
+        for i in range(width):
+            variance += (x[b, i] - mean) ** 2
+        scale = w[1] / np.float32(math.sqrt(variance / np.float32(width))) if variance > 0 else np.float32(0)
+        for i in range(width):
+            y[b, i] = (x[b, i] - mean + w[0]) * scale
 
 
 @_compile

@@ -19,6 +19,7 @@ from audio.generation import loops
 from audio.models.sashimi import SaShiMi
 from audio.models.walks import Pools
 from s4nd.kernels import DSSExpKernel, RecurrentKernel, S4DKernel, S4Kernel
+from s4nd.layers.norms import ScalarNorm
 from s4nd.models.sequence import FeedForward, S4Block
 
 Place = tuple[int, int]  # of a vector: where it begins in the memory, and its width
@@ -143,9 +144,12 @@ class Program:
         self.emit(loops.COPY, x.every, x.at, y.at)
         return y
 
-    def _norm(self, norm: nn.LayerNorm, x: Vector) -> Place:
+    def _norm(self, norm: nn.LayerNorm | ScalarNorm, x: Vector) -> Place:
         inner = (self._inner, x.at[1])
-        self.emit(loops.NORM, x.every, x.at, inner, self._store(norm.weight, norm.bias))
+        if isinstance(norm, ScalarNorm):
+            self.emit(loops.SCALAR_NORM, x.every, x.at, inner, self._store(norm.m, norm.s))
+        else:
+            self.emit(loops.NORM, x.every, x.at, inner, self._store(norm.weight, norm.bias))
         return inner
 
     def _linear(self, layer: nn.Linear, every: int, x: Place, y: Place) -> None:

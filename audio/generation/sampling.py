@@ -38,6 +38,8 @@ class Sampling:
         label: class by number or name, for all clips or a sequence with one for each; a tensor (B,) of numbers.
         prompt: what the clips begin with and go on from: a waveform (T,) or (B, T) at the model's rate, or the name of
             a sound file (resampled). A SaShiMi's context has no end, so any length will do.
+        mel: of a vocoder: the spectrogram (80, F) or (B, 80, F) of what it shall say, in the scale of its training, or
+            the name of a .npy file that holds it.
         steps: denoising steps of a diffusion model; None: all of its schedule.
         method: 'compiled' (needs numba and a CPU), 'eager' (any device), or 'auto': the first if possible.
 
@@ -53,6 +55,7 @@ class Sampling:
     top_p: float = option(1.0, 'probability of the likeliest codes that are drawn from')
     label: Any = option(None, 'class by name or number')
     prompt: Any = option(None, 'sound to go on from')
+    mel: Any = option(None, 'spectrogram for a vocoder: a .npy file')
     steps: int | None = option(None, 'denoising steps of a diffusion model; null: its whole schedule')
     method: str = option('auto', 'the loop that draws codes', choices=METHODS)
 
@@ -147,13 +150,30 @@ def sample_diffusion(
     Raises:
         ValueError: for a number of steps or a label that does not fit the model.
     """
-    weight = model.enter.weight
+    weight = model.leave[-1].weight
     random = torch.Generator(weight.device).manual_seed(sampling.seed)
     shape = (sampling.batch, sampling.samples())
     noise = torch.randn(shape, generator=random, dtype=weight.dtype, device=weight.device)
+    mel = None if sampling.mel is None else spectrogram(sampling.mel, sampling.batch).to(weight)
     return model.diffusion.sample(
-        lambda x, t: model(x, t, sampling.label), noise, steps=sampling.steps, random=random, progress=progress
+        lambda x, t: model(x, t, sampling.label, mel), noise, steps=sampling.steps, random=random, progress=progress
     )
+
+
+def spectrogram(mel: Tensor | str, batch: int) -> Tensor:
+    """Return a spectrogram (bands, F) or (B, bands, F), perhaps in a .npy file, for each of `batch` clips.
+
+    Raises ValueError for a file that cannot be read and another number of axes or clips.
+    """
+    if not isinstance(mel, Tensor):
+        try:
+            mel = torch.from_numpy(np.load(mel, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise ValueError(f'mel: {mel} cannot be read as a .npy file ({error})') from error
+    mel = mel[None] if mel.dim() == 2 else mel
+    if mel.dim() != 3 or len(mel) not in (1, batch):
+        raise ValueError(f'mel: expected (bands, frames), or one for each of {batch} clips, got {tuple(mel.shape)}')
+    return mel.expand(batch, -1, -1)
 
 
 class EagerLoop:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from audio.models.classifier import WaveClassifier
 from audio.models.denoiser import DiffusionSaShiMi
 from audio.models.sashimi import SaShiMi
 from audio.models.spectrogram import SpectrogramClassifier
-from s4nd.options import ConfigError, nearest
+from s4nd.options import ConfigError, built, nearest
 
 MODEL_NAME = 'sashimi'
 DIFFUSION_NAME = 'sashimi_diffusion'
@@ -44,7 +45,4 @@ def build_model(name: str, args: Mapping[str, Any], bits: int = 8) -> nn.Module:
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in args:
             raise ConfigError(f'model.args.{key}: must be given')
-    try:
-        return cls(bits, **args) if cls is SaShiMi else cls(**args)
-    except ValueError as error:
-        raise ConfigError(f'model.args: {error}') from error
+    return built(partial(cls, bits) if cls is SaShiMi else cls, args)

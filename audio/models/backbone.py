@@ -4,11 +4,12 @@ A sequence is pooled down level by level, modeled at the coarsest rate, and brou
 after its up-pool (with `unet`, on the way down as well). Coarse features return one coarse step late, so that a sample
 depends on no later one, and the same network runs one sample at a time: `step` equals `forward`.
 
-Shape legend: B = batch, L = samples, H = d_model, W = width of a level (H · expand^level), p = pool, E = condition.
+Shape legend: B = batch, L = samples, H = d_model, W = width of a level (H · expand^level), p = pool.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast, overload
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from audio.models.walks import Step, Stretch, Way, X
 from s4nd.layers.streaming import State, within
-from s4nd.models.sequence import FeedForward, S4Block
+from s4nd.models.sequence import FeedForward, S4Block, make_linear
 
 System = dict[str, Any]
 
@@ -26,25 +27,48 @@ _SEGMENT = 65536
 
 
 class Level(nn.Module):
-    """One rate: the pool to the next coarser rate, its inverse, and the blocks before (unet only) and after them."""
+    """One rate: the pool to the next coarser rate, its inverse, and the blocks before (unet only) and after them.
+
+    residual: whether a skip leads around the blocks after the up-pool; where there is a U-Net, each has its own.
+    """
 
     def __init__(
         self,
         d_model: int,
         p: int,
         expand: int,
-        unet: bool,
-        blocks: Callable[[int], nn.ModuleList],
+        blocks: Callable[[], nn.ModuleList],
         *,
+        unet: bool = False,
+        residual: bool = True,
+        weight_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.d_model, self.p, self.unet = d_model, p, unet
-        self.down = blocks(d_model) if unet else nn.ModuleList()
-        self.pool = nn.Linear(d_model * p, d_model * expand, device=device, dtype=dtype)
-        self.unpool = nn.Linear(d_model * expand, d_model * p, device=device, dtype=dtype)
-        self.up = blocks(d_model)
+        place: dict[str, Any] = {'device': device, 'dtype': dtype}
+        self.d_model, self.p, self.unet, self.residual = d_model, p, unet, residual
+        self.down = blocks() if unet else nn.ModuleList()
+        self.pool = make_linear(d_model * p, d_model * expand, weight_norm, **place)
+        self.unpool = make_linear(d_model * expand, d_model * p, weight_norm, **place)
+        self.up = blocks()
+
+
+def walk(levels: nn.ModuleList, center: nn.ModuleList, x: X, way: Way[X], i: int = 0) -> X:
+    """Run level i and the coarser ones on x; every way to run such a network goes through here."""
+    if i == len(levels):
+        return x + _through(center, 'center', x, way)
+    level, name = cast(Level, levels[i]), f'levels.{i}'
+    skips = [x]
+    for j, block in enumerate(level.down):
+        skips.append(way.block(f'{name}.down.{j}', block, skips[-1]))
+    x = way.coarse(name, level, skips[-1], lambda below, way: walk(levels, center, below, way, i + 1))
+    if not level.unet:
+        y = _through(level.up, f'{name}.up', x, way)
+        return x + y if level.residual else y
+    for j, (block, skip) in enumerate(zip(level.up, reversed(skips[:-1]), strict=True)):
+        x = way.block(f'{name}.up.{j}', block, x) + skip
+    return x
 
 
 class SaShiMiBackbone(nn.Module):
@@ -62,8 +86,9 @@ class SaShiMiBackbone(nn.Module):
         unet: put blocks on the way down too, each joined to its counterpart on the way up by a skip.
         bidirectional: use two-sided S4 layers (every output sees the whole clip); such a model does not stream.
         dropout: on the output of every block, in training.
-        condition: E, width of a vector per clip that every S4 block adds to its input through a linear map; None: there
-            is none. Only for a two-sided model.
+        norm: of the blocks: 'layer' (the published standalone model), or 'scalar' (published trained models).
+        weight_norm: whether the linear maps of the pools are a direction and a length per row (published trained models
+            without `unet`).
 
     The model streams (`s4nd.layers.streaming`): `model(x, state)` of stretches of any lengths, and `step` of samples,
     equal `model(x)` of the whole. The S4 state matrices have negative real parts for all parameters, so stepping is
@@ -86,31 +111,33 @@ class SaShiMiBackbone(nn.Module):
         unet: bool = False,
         bidirectional: bool = False,
         dropout: float = 0.0,
-        condition: int | None = None,
+        norm: str = 'layer',
+        weight_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(d_model, n_layers, pool, expand, ff)
-        if condition is not None and not (bidirectional and condition >= 1):
-            raise ValueError(f'condition must be at least 1, and the model bidirectional, got {condition}')
+        check_sizes(d_model, n_layers, pool, expand, ff)
         place: dict[str, Any] = {'device': device, 'dtype': dtype}
-        options: dict[str, Any] = {
-            'mixer_args': mixer_args, 'glu': glu, 'bidirectional': bidirectional, 'condition': condition,
-        }  # fmt: skip
+        self.d_model, self.pool, self.bidirectional = d_model, tuple(pool), bidirectional
+        widths = [d_model * expand**i for i in range(len(self.pool) + 1)]
 
         def blocks(width: int) -> nn.ModuleList:
             found = nn.ModuleList()
             for _ in range(n_layers):
-                found.append(S4Block(width, dropout=dropout, **options, **place))
+                found.append(
+                    S4Block(
+                        width, mixer_args=mixer_args, glu=glu, bidirectional=bidirectional, dropout=dropout, norm=norm,
+                        **place,
+                    )
+                )  # fmt: skip
                 if ff > 0:
-                    found.append(FeedForward(width, ff, dropout, **place))
+                    found.append(FeedForward(width, ff, dropout, norm=norm, **place))
             return found
 
-        self.d_model, self.pool, self.bidirectional, self.condition = d_model, tuple(pool), bidirectional, condition
-        widths = [d_model * expand**i for i in range(len(self.pool) + 1)]
         self.levels = nn.ModuleList(
-            Level(width, p, expand, unet, blocks, **place) for width, p in zip(widths, self.pool, strict=False)
+            Level(width, p, expand, partial(blocks, width), unet=unet, weight_norm=weight_norm, **place)
+            for width, p in zip(widths, self.pool, strict=False)
         )
         self.center = blocks(widths[-1])
         self.norm = nn.LayerNorm(d_model, **place)
@@ -120,29 +147,16 @@ class SaShiMiBackbone(nn.Module):
         """Samples to one step of the coarsest level."""
         return math.prod(self.pool)
 
-    def walk(self, x: X, way: Way[X], i: int = 0) -> X:
-        """Run level i and the coarser ones on x; every way to run the network goes through here."""
-        if i == len(self.levels):
-            return x + _through(self.center, 'center', x, way)
-        level, name = cast(Level, self.levels[i]), f'levels.{i}'
-        skips = [x]
-        for j, block in enumerate(level.down):
-            skips.append(way.block(f'{name}.down.{j}', block, skips[-1]))
-        x = way.coarse(name, level, skips[-1], lambda below, way: self.walk(below, way, i + 1))
-        if not level.unet:
-            return x + _through(level.up, f'{name}.up', x, way)
-        for j, (block, skip) in enumerate(zip(level.up, reversed(skips[:-1]), strict=True)):
-            x = way.block(f'{name}.up.{j}', block, x) + skip
-        return x
+    def walk(self, x: X, way: Way[X]) -> X:
+        """Run all levels on x in one of the ways of `audio.models.walks`."""
+        return walk(self.levels, self.center, x, way)
 
     @overload
-    def forward(self, x: Tensor, state: None = None, *, condition: Tensor | None = None) -> Tensor: ...
+    def forward(self, x: Tensor, state: None = None) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, state: State, *, condition: None = None) -> tuple[Tensor, State]: ...
-    def forward(
-        self, x: Tensor, state: State | None = None, *, condition: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, State]:
-        """Map a clip (B, L, d_model) with condition (B, E), or a stretch from a state to output and state.
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]: ...
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
+        """Map a clip (B, L, d_model), or a stretch from a state to output and state.
 
         With a state, whole periods are convolved, a segment at a time so that memory does not grow with L, and the
         samples before and after them are stepped; `state` itself is not changed.
@@ -152,15 +166,11 @@ class SaShiMiBackbone(nn.Module):
         """
         if x.dim() != 3 or x.shape[-1] != self.d_model or x.shape[1] < 1:
             raise ValueError(f'expected (batch, length >= 1, {self.d_model}), got {tuple(x.shape)}')
-        expected = None if self.condition is None else (x.shape[0], self.condition)
-        given = None if condition is None else tuple(condition.shape)
-        if given != expected:
-            raise ValueError(f'expected a condition of shape {expected}, got {given}')
         if state is not None:
             return self._continue(x, state)
         length = x.shape[1]
         x = F.pad(x, (0, 0, 0, -length % self.period))
-        return self.norm(self.walk(x, Stretch(condition=condition))[:, :length])
+        return self.norm(self.walk(x, Stretch())[:, :length])
 
     def _continue(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Map a stretch (B, L, d_model) and the state before it -> (B, L, d_model) and the state after it."""
@@ -246,7 +256,8 @@ def _through(blocks: nn.ModuleList, name: str, x: X, way: Way[X]) -> X:
     return x
 
 
-def _check_sizes(d_model: int, n_layers: int, pool: Sequence[int], expand: int, ff: int) -> None:
+def check_sizes(d_model: int, n_layers: int, pool: Sequence[int], expand: int, ff: int) -> None:
+    """Raise ValueError for sizes of a network of levels that are too small."""
     for name, value in [('d_model', d_model), ('n_layers', n_layers), ('expand', expand)]:
         if value < 1:
             raise ValueError(f'{name} must be at least 1, got {value}')

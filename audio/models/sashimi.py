@@ -46,9 +46,7 @@ class SaShiMi(nn.Module):
         if num_classes is not None and num_classes < 1:
             raise ValueError(f'num_classes must be at least 1, or None for no classes, got {num_classes}')
         place: dict[str, Any] = {'device': device, 'dtype': dtype}
-        args = model_keywords(
-            SaShiMiBackbone, backbone, owner='SaShiMi', without=('bidirectional', 'condition'), layer=S4
-        )
+        args = model_keywords(SaShiMiBackbone, backbone, owner='SaShiMi', without=('bidirectional',), layer=S4)
         self.bits, self.num_classes = bits, num_classes
         self.embedding = nn.Embedding(2**bits, args['d_model'], **place)
         self.class_embedding = None if num_classes is None else nn.Embedding(num_classes, args['d_model'], **place)

@@ -1,6 +1,6 @@
 """Ways to run SaShiMi's levels: over a whole clip, over a stretch from a state, and for one sample.
 
-`SaShiMiBackbone.walk(x, way)` is the only description of the network. A way runs the two operations that differ: a
+`audio.models.backbone.walk` is the only description of the network. A way runs the two operations that differ: a
 block, and the passage through the coarser levels. `audio.models.onnx` and `audio.generation.program` add two more ways.
 
 Shape legend: B = batch, L = samples, W = width of a level, p = pool.
@@ -52,18 +52,16 @@ class Stretch:
     """Run whole periods (B, L, W): of a clip from its beginning (`old` is None), or from a state to the state `new`.
 
     A sample reads the coarse step before its own: the own one is known only after the last of its p samples. (The
-    published two-sided model is shifted as well.)
+    two-sided SaShiMi of state-spaces/s4 is shifted as well; DiffWave's is not, see `audio.models.denoiser`.)
     """
 
-    def __init__(self, old: State | None = None, condition: Tensor | None = None) -> None:
-        self.old, self.condition = old, condition
+    def __init__(self, old: State | None = None) -> None:
+        self.old = old
         self.new: State = {}
 
     def block(self, name: str, block: nn.Module, x: Tensor) -> Tensor:
-        if not isinstance(block, S4Block):
+        if self.old is None or not isinstance(block, S4Block):
             return block(x)
-        if self.old is None:
-            return block(x, condition=self.condition)
         x, state = block(x, scoped(self.old, name))
         self.new |= within(name, state)
         return x

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s4nd.layers.block import GatedLayer
+from s4nd.layers.s4 import S4
+
 
 class Names:
     """The tensors of a state dict under a prefix, in float64; complex ones as pairs in a last axis of size 2.
@@ -22,6 +25,10 @@ class Names:
 
     def __contains__(self, name: str) -> bool:
         return name in self._weights
+
+    def has(self, prefix: str) -> bool:
+        """Whether any name begins with `prefix`."""
+        return any(name.startswith(prefix) for name in self._weights)
 
     def take(self, name: str) -> Tensor:
         """Return one tensor; raises ValueError where it is missing."""
@@ -66,3 +73,21 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         if name not in own:
             raise ValueError(f'{name} has no place in {type(module).__name__}')
     module.load_state_dict({name: value for name, value in state.items()}, strict=False)
+
+
+def build_gated(names: Names, layer: S4, state: dict[str, Tensor], place: Mapping[str, Any]) -> GatedLayer:
+    """Put GELU after a layer, and output_linear.0 and GLU where the weights have them; fill all and check `names`.
+
+    Args:
+        names: of the block; those of the layer were taken.
+        state: tensors of the layer, under 'layer.'.
+        place: device and dtype.
+    """
+    gated = 'output_linear.0.weight' in names
+    block = GatedLayer(layer, layer.d_model, layer.channels * layer.d_model, gate=gated, **place)
+    if gated:
+        state['linear.weight'] = names.take('output_linear.0.weight').flatten(1)
+        state['linear.bias'] = names.take('output_linear.0.bias').flatten()
+    fill(block, state)
+    names.check_empty()
+    return block

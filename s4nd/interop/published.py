@@ -17,7 +17,7 @@ from s4nd.kernels import S4DKernel, S4Kernel
 from s4nd.layers import S4ND
 from s4nd.ops.lowrank import lowrank_matrices
 
-__all__ = ['load_published', 'load_published_kernel']
+__all__ = ['load_published_kernel', 'load_published_layer']
 
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     'none': lambda p: p,
@@ -28,7 +28,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def load_published(
+def load_published_layer(
     layer: S4ND,
     state_dict: Mapping[str, Tensor],
     prefix: str = '',
@@ -80,12 +80,12 @@ def load_published_kernel(
     real_transform: str = 'exp',
     imag_transform: str = 'none',
 ) -> None:
-    """Copy one published kernel, whose names begin with `prefix`, into `kernel`. Arguments as `load_published`.
+    """Copy one published kernel, whose names begin with `prefix`, into `kernel`. Arguments as `load_published_layer`.
 
     A published S4 kernel that has run holds C (I - Āˡ) for C, with l in `l_kernel`; C itself is solved for, in float64.
 
     Raises:
-        ValueError: as `load_published`.
+        ValueError: as `load_published_layer`.
     """
     for name in (dt_transform, real_transform, imag_transform):
         if name not in TRANSFORMS:

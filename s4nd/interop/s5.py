@@ -43,7 +43,11 @@ def load_s5(
     names = Names(weights, prefix)
     if conj_sym is None:
         conj_sym = 'Lambda' not in names
-    A = names.take('Lambda') if 'Lambda' in names else torch.stack([names.take(f'Lambda_{p}') for p in ('re', 'im')], -1)
+    A = (
+        names.take('Lambda')
+        if 'Lambda' in names
+        else torch.stack([names.take(f'Lambda_{p}') for p in ('re', 'im')], -1)
+    )
     B, modes = names.take('B'), len(A)
     if 'C1' in names:
         C = torch.stack([names.take('C1'), names.take('C2')])

@@ -66,7 +66,8 @@ class Kernel(nn.Module):
 class RecurrentKernel(Kernel):
     """A kernel that is also a linear recurrence; running it on a signal equals convolving with the taps.
 
-    A subclass sets `state_shape`, the shape of one clip's state, and gives `discretized`, `advance` and `response`.
+    A subclass sets `state_shape`, the shape of one clip's state, and gives `discretized`, `advance`,
+    `observe` and `response`.
     """
 
     def init_state(self, batch: int) -> State:
@@ -104,9 +105,14 @@ class RecurrentKernel(Kernel):
         raise NotImplementedError
 
     @staticmethod
-    def power(x: Tensor, degree: int) -> Tensor:
-        """Raise a state (*state_shape) to a power, entry by entry."""
-        return x**degree
+    def observe(x: Tensor, system: list[Tensor]) -> Tensor:
+        """Read out a state, C x: x (B, *state_shape) -> y (B, c, H)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        """Multiply states (…, *state_shape) entry by entry; entries are complex where they are modes."""
+        return x * y
 
     @torch.jit.unused
     def refresh(self) -> None:
@@ -164,7 +170,7 @@ class RealPart:
     at most 1e-4 (the version 'clip' of DSS).
     """
 
-    log_A_real: nn.Parameter | None
+    log_A_real: nn.Parameter | None  # noqa: N815
     A_real: nn.Parameter | None
     real_limit: float
 
@@ -179,7 +185,7 @@ class RealPart:
         """Re A (S, n), float64."""
         if self.A_real is None:
             return -wide(self.log_A_real).exp()
-        else:  # noqa: RET505 (TorchScript)
+        else:  # (TorchScript)
             return wide(self.A_real).clamp(max=self.real_limit)
 
     def reset_real(self, value: Tensor, rows: slice | None = None) -> None:
@@ -209,6 +215,11 @@ def check_state(d_model: int, d_state: int, n_ssm: int) -> None:
     """Raise ValueError unless d_state is even and at least 2, and n_ssm divides d_model."""
     if d_state < 2 or d_state % 2:
         raise ValueError(f'd_state must be even and at least 2 (it counts both of each conjugate pair), got {d_state}')
+    check_shared(d_model, n_ssm)
+
+
+def check_shared(d_model: int, n_ssm: int) -> None:
+    """Raise ValueError unless n_ssm divides d_model."""
     if n_ssm < 1 or d_model % n_ssm:
         raise ValueError(f'n_ssm must divide d_model, got n_ssm={n_ssm} and d_model={d_model}')
 

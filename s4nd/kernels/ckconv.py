@@ -7,6 +7,7 @@ Shape legend: see base.py; M = coordinates, D = their dimensions, W = hidden wid
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class SIREN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.omega_0 = omega_0
         self.first = nn.Linear(dims, hidden, **dd)
         self.second = nn.Linear(hidden, hidden, **dd)
@@ -117,7 +118,7 @@ class MAGNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.filters = nn.ModuleList(Gabor(dims, hidden, order, omega_0, **dd) for order in (1, 2, 3))
         self.second = nn.Linear(hidden, hidden, **dd)
         self.third = nn.Linear(hidden, hidden, **dd)
@@ -183,7 +184,7 @@ class CKConvKernel(Kernel):
         super().__init__(d_model, channels)
         check_axis('ckconv', length, 2)
         check_network(network, hidden)
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.length = float(length)
         build = SIREN if network == 'siren' else MAGNet
         if omega_0 is None:

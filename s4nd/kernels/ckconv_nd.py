@@ -5,6 +5,7 @@ Shape legend: see base.py; K = lags of an axis, D = number of axes.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class CKConvKernelND(nn.Module):
         for length in lengths:
             check_axis('ckconv', length, 2)
         check_network(network, hidden)
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.d_model, self.lengths = d_model, [float(length) for length in lengths]
         self.reach = math.sqrt(-2 * math.log(CROP))  # where the kernel ends, in widths of the mask
         dims = len(self.lengths)

@@ -43,9 +43,14 @@ class DenseKernel(RecurrentKernel):
     @staticmethod
     def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
         """x_k = Ā x_{k-1} + B̄ u_k, y_k = C x_k: u (B, H), x (B, H, N) -> y (B, c, H), new x."""
-        change, B, C = system
+        change, B, _ = system
         x = x + ((change * x[:, :, None]).sum(-1) + B * u.to(x.dtype)[..., None])
-        return (C * x[:, None]).sum(-1), x
+        return DenseKernel.observe(x, system), x
+
+    @staticmethod
+    def observe(x: Tensor, system: list[Tensor]) -> Tensor:
+        """See `RecurrentKernel.observe`."""
+        return (system[2] * x[:, None]).sum(-1)
 
     def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
         """See `RecurrentKernel.response`; x (H, N)."""

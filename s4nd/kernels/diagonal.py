@@ -78,12 +78,18 @@ class DiagonalKernel(RecurrentKernel):
     @staticmethod
     def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
         """x_k = Ā x_{k-1} + B̄ u_k, y_k = 2 Re(C x_k): u (B, H), x (B, H, n, 2) -> y (B, c, H), new x."""
-        a_re, a_im, b_re, b_im, c_re, c_im = system
+        a_re, a_im, b_re, b_im = system[:4]
         x_re, x_im = x[..., 0], x[..., 1]
         u = u.to(x.dtype)[..., None]
         x_re, x_im = a_re * x_re - a_im * x_im + b_re * u, a_re * x_im + a_im * x_re + b_im * u
-        y = 2 * (c_re * x_re[:, None] - c_im * x_im[:, None]).sum(-1)
-        return y, torch.stack([x_re, x_im], -1)
+        x = torch.stack([x_re, x_im], -1)
+        return DiagonalKernel.observe(x, system), x
+
+    @staticmethod
+    def observe(x: Tensor, system: list[Tensor]) -> Tensor:
+        """See `RecurrentKernel.observe`."""
+        c_re, c_im = system[4:]
+        return 2 * (c_re * x[:, None, ..., 0] - c_im * x[:, None, ..., 1]).sum(-1)
 
     def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
         """See `RecurrentKernel.response`; x (H, n, 2)."""
@@ -95,12 +101,10 @@ class DiagonalKernel(RecurrentKernel):
         return taps.to(at_least_float32(self.C.dtype))
 
     @staticmethod
-    def power(x: Tensor, degree: int) -> Tensor:
-        """See `RecurrentKernel.power`; entries are complex modes (…, 2)."""
-        re, im = x[..., 0], x[..., 1]
-        for _ in range(degree - 1):
-            re, im = re * x[..., 0] - im * x[..., 1], re * x[..., 1] + im * x[..., 0]
-        return torch.stack([re, im], -1)
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        """See `RecurrentKernel.product`."""
+        re = x[..., 0] * y[..., 0] - x[..., 1] * y[..., 1]
+        return torch.stack([re, x[..., 0] * y[..., 1] + x[..., 1] * y[..., 0]], -1)
 
 
 class S4DKernel(Timescale, RealPart, DiagonalKernel):

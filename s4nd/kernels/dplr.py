@@ -18,7 +18,14 @@ from s4nd.ops.lowrank import lowrank_matrices, lowrank_step, lowrank_taps
 
 # 'hippo' is the S4 v2 mixture: rows of A alternate between the two measures.
 # 'random' has no measure: a random normal matrix plus low rank, without memory by design.
-INITS = {'random': ('random',), 'legs': ('legs',), 'legt': ('legt',), 'lagt': ('lagt',), 'fout': ('fout',), 'hippo': ('legs', 'fout')}
+INITS = {
+    'random': ('random',),
+    'legs': ('legs',),
+    'legt': ('legt',),
+    'lagt': ('lagt',),
+    'fout': ('fout',),
+    'hippo': ('legs', 'fout'),
+}
 
 
 class S4Kernel(Timescale, RealPart, RecurrentKernel):
@@ -91,7 +98,9 @@ class S4Kernel(Timescale, RealPart, RecurrentKernel):
             self.P.normal_(std=0.01)
             self.C.normal_(std=0.5**0.5)
             for first, measure in enumerate(self.measures):
-                w, P, B = hippo.random_nplr(self.d_state) if measure == 'random' else hippo.nplr(measure, self.d_state)[:3]
+                w, P, B = (
+                    hippo.random_nplr(self.d_state) if measure == 'random' else hippo.nplr(measure, self.d_state)[:3]
+                )
                 rows = slice(first, None, len(self.measures))
                 # (A real part of 0 would have no gradient from exp.)
                 self.reset_real(w.real.clamp(max=-1e-4), rows)
@@ -117,10 +126,15 @@ class S4Kernel(Timescale, RealPart, RecurrentKernel):
         return taps.to(at_least_float32(self.C.dtype))
 
     @staticmethod
-    def power(x: Tensor, degree: int) -> Tensor:
-        """See `RecurrentKernel.power`; entries are the complex modes whose parts make the halves of the last axis."""
-        modes = torch.stack(x.chunk(2, -1), -1)
-        return torch.cat(DiagonalKernel.power(modes, degree).unbind(-1), -1)
+    def observe(x: Tensor, system: list[Tensor]) -> Tensor:
+        """See `RecurrentKernel.observe`."""
+        return (system[5] * x[:, None]).sum(-1)
+
+    @staticmethod
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        """See `RecurrentKernel.product`; the halves of the last axis are the parts of complex modes."""
+        modes = [torch.stack(t.chunk(2, -1), -1) for t in (x, y)]
+        return torch.cat(DiagonalKernel.product(*modes).unbind(-1), -1)
 
     def discretized(self, step: float) -> list[Tensor]:
         """F re, F im (H, n), G, Q (H, N, r), dt B (H, N), C (c, H, N), see ops/lowrank.py; in O(N) operations."""

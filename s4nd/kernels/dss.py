@@ -23,7 +23,6 @@ from s4nd.kernels.base import Kernel, RealPart, Timescale, check_axis, check_sta
 from s4nd.kernels.diagonal import DiagonalKernel
 from s4nd.ops import at_least_float32, expand_ssm, expm1, exponential_sum, wide
 
-
 # |Λ|² is at least this in its reciprocal.
 EPSILON = 1e-7
 
@@ -69,7 +68,7 @@ class DSSExpKernel(Timescale, RealPart, DiagonalKernel):
         check_state(d_model, d_state, n_ssm)
         self.set_timescale(dt_min, dt_max, bandlimit)
         self.d_state, self.n_ssm, self.state_shape = d_state, n_ssm, (d_model, d_state // 2, 2)
-        self.scaled, self.dt_split = scaled, dt_split
+        self.scaled, self.dt_split, self.epsilon = scaled, dt_split, EPSILON
         empty = empty_parameters(device, dtype)
         self.log_dt = empty(d_model, 2 if dt_split else 1)
         self.set_real(real, empty(n_ssm, d_state // 2))
@@ -109,10 +108,10 @@ class DSSExpKernel(Timescale, RealPart, DiagonalKernel):
         re, im = self.real_part(), -wide(self.A_imag)
         if self.scaled and not self.dt_split:
             norm = re * re + im * im
-            return C * expand_ssm(norm / norm.clamp(min=EPSILON), self.d_model)[..., None]
-        rate = expand_ssm(self.spectrum().flatten(1), self.d_model).unflatten(1, (-1, 2))  # (H, n, 2)
+            return C * expand_ssm(norm / norm.clamp(min=self.epsilon), self.d_model)[..., None]
+        rate = expand_ssm(self.spectrum().flatten(1), self.d_model).unflatten(1, [-1, 2])  # (H, n, 2)
         if self.scaled:
-            norm = (re * re + im * im).clamp(min=EPSILON)
+            norm = (re * re + im * im).clamp(min=self.epsilon)
             d_re, d_im = expand_ssm(re / norm, self.d_model), expand_ssm(-im / norm, self.d_model)  # 1/Λ
         else:
             e_re, e_im = expm1(rate[..., 0] * self.dt(1.0), rate[..., 1] * self.dt(1.0))

@@ -83,9 +83,14 @@ class EMAKernel(RecurrentKernel):
     @staticmethod
     def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
         """One sample: u (B, H), x (B, H, N) -> y (B, c, H), new x."""
-        decay, weight, readout = system
+        decay, weight, _ = system
         x = decay * x + weight * u.to(x.dtype)[..., None]
-        return (readout * x[:, None]).sum(-1), x
+        return EMAKernel.observe(x, system), x
+
+    @staticmethod
+    def observe(x: Tensor, system: list[Tensor]) -> Tensor:
+        """See `RecurrentKernel.observe`."""
+        return (system[2] * x[:, None]).sum(-1)
 
     def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
         """See `RecurrentKernel.response`; x (H, N)."""

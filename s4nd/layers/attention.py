@@ -6,6 +6,7 @@ Shape legend: B = batch, C = d_model, L = length, n = heads, E = width of a key,
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +164,7 @@ class ChunkedAttention(nn.Module):
         return y[:, :, 0], {'keys': keys, 'values': values}
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
-        """Go on from any state of a causal clip: q, k (B, n, L, E), v (B, n, L, V) -> (B, n, L, V) and the new state."""
+        """Go on from any state of a causal clip: q, k (B, n, L, E), v (B, n, L, V) -> (B, n, L, V), the new state."""
         keys, values, length = state['keys'], state['values'], q.shape[2]
         if keys.shape[2] == self.chunk:
             keys, values = keys[:, :, :0], values[:, :, :0]
@@ -230,7 +231,9 @@ class ChunkedAttention(nn.Module):
 
     def _check_size(self, size: int) -> None:
         if size > self.bias.max_length:
-            raise ValueError(f'the bias knows lags below {self.bias.max_length}, got {size} samples that see each other')
+            raise ValueError(
+                f'the bias knows lags below {self.bias.max_length}, got {size} samples that see each other'
+            )
 
 
 def _laplace(scores: Tensor) -> Tensor:
@@ -298,7 +301,7 @@ class LocalAttention(nn.Module):
         super().__init__()
         if num_heads < 1 or d_model % num_heads:
             raise ValueError(f'num_heads must divide d_model, got num_heads={num_heads} and d_model={d_model}')
-        place = {'device': device, 'dtype': dtype}
+        place: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.d_model, self.num_heads, self.head_width, self.chunk = d_model, num_heads, d_model // num_heads, chunk
         self.norm = nn.LayerNorm(d_model, **place)
         self.qkv = nn.Linear(d_model, 3 * d_model, **place)
@@ -314,7 +317,7 @@ class LocalAttention(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
         """Transform x (B, C, L); with a state, go on from it and return the output and the state after x."""
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         x = x.transpose(1, 2)  # (B, L, C)
         q, k, v = (
             self.qkv(self.norm(x))
@@ -340,9 +343,7 @@ class LocalAttention(nn.Module):
     def step(self, x: Tensor, state: State, system: list[Tensor] | None = None) -> tuple[Tensor, State]:
         """Take one sample (B, C) -> (B, C) and the new state; `state` is left as it was. Raises as `forward`."""
         check_sample(x, self.d_model)
-        q, k, v = (
-            self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_width)).unbind(1)
-        )  # (B, n, C/n)
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_width)).unbind(1)  # (B, n, C/n)
         y, state = self.attention.step(q, k, v, state)
         return self._output(x, y.flatten(1)), state
 

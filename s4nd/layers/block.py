@@ -50,7 +50,7 @@ class GatedLayer(nn.Module):
 
         lengths (B,): samples of each clip; the rest is taken as zero. Outputs there mean nothing.
         """
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         if lengths is not None:
             if lengths.shape != x.shape[:1]:
                 raise ValueError(f'lengths: expected shape [{x.shape[0]}], got {list(lengths.shape)}')
@@ -80,34 +80,89 @@ class GatedLayer(nn.Module):
         return y if self.linear is None else F.glu(self.linear(y), dim=-1)
 
 
+class Residual(nn.Module):
+    """Compute x + layer(norm(x)), or norm(x + layer(x)): (B, H, L) -> (B, H, L), streaming where the layer does.
+
+    Args:
+        layer: of H features, such as `GatedLayer`.
+        d_model: H.
+        norm: see `make_norm`; None: there is none.
+        prenorm: whether the norm stands before the layer or after the sum.
+
+    Raises:
+        ValueError: for an unknown norm, and as the layer.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        d_model: int,
+        *,
+        norm: str | None = 'layer',
+        prenorm: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.layer, self.prenorm = d_model, layer, prenorm
+        self.norm = nn.Identity() if norm is None else make_norm(norm, d_model, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, state: State | None = None, **options: Any) -> Tensor | tuple[Tensor, State]:
+        """Map x (B, H, L); with a state, go on from it and return the output and the state after x.
+
+        options: of the layer's forward, such as lengths.
+        """
+        x = check_signal(x, self.d_model, 1)
+        u = self._norm(x) if self.prenorm else x
+        if state is None:
+            return self._add(x, self.layer(u, **options))
+        y, state = self.layer(u, state, **options)
+        return self._add(x, y), state
+
+    def init_state(self, batch: int) -> State:
+        """Make the state before the first sample, that of the layer."""
+        return self.layer.init_state(batch)
+
+    def system(self, step: float = 1.0) -> Any:
+        """Discretize the layer: compute it once before a loop of `step` calls."""
+        return self.layer.system(step)
+
+    def step(self, x: Tensor, state: State, system: Any = None) -> tuple[Tensor, State]:
+        """Take one sample (B, H) -> (B, H) and the new state; `state` is left as it was."""
+        check_sample(x, self.d_model)
+        u = self.norm(x) if self.prenorm else x
+        y, state = self.layer.step(u, state, system)
+        return (x + y if self.prenorm else self.norm(x + y)), state
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y if self.prenorm else self._norm(x + y)
+
+
 GATES = ('gelu', 'half_glu1', 'half_glu2', 'full_glu')
 
 
-class S5Block(nn.Module):
-    """Compute x + gate(S5(norm(x))), or norm(x + gate(S5(x))), the block of S5's released models (arXiv 2208.04933).
+class S5Gate(nn.Module):
+    """S5 and the gate of its released models (arXiv 2208.04933): (B, H, L) -> (B, H, L).
 
-    The gate of y is, with g = GELU(y): 'gelu' g; 'half_glu1' g ∘ σ(W g); 'half_glu2' y ∘ σ(W g); 'full_glu'
-    V g ∘ σ(W g).
+    With y = S5(x) and g = GELU(y): 'gelu' g; 'half_glu1' g ∘ σ(W g); 'half_glu2' y ∘ σ(W g); 'full_glu' V g ∘ σ(W g).
+    The released block is `Residual(S5Gate(S5(…)), d_model, norm='batch')`.
 
     Args:
         s5: the layer, of H features.
-        norm: 'batch' (over the batch and all samples) or 'layer'; see `make_norm`.
-        prenorm: whether the norm stands before the layer or after the sum.
         gate: see above.
         dropout: after the GELU and after the gate, in training; the same for all samples of a clip.
 
-    `forward`: (B, H, L) -> (B, H, L). `step`: one sample (B, H) and a state.
-
     Raises:
-        ValueError: for an unknown norm or gate, and as S5.
+        ValueError: for an unknown gate, and as S5.
     """
 
     def __init__(
         self,
         s5: S5,
         *,
-        norm: str = 'batch',
-        prenorm: bool = True,
         gate: str = 'half_glu1',
         dropout: float = 0.0,
         device: torch.device | str | None = None,
@@ -116,23 +171,20 @@ class S5Block(nn.Module):
         super().__init__()
         if gate not in GATES:
             raise ValueError(f'unknown gate {gate!r}: expected one of {", ".join(GATES)}')
-        d_model, place = s5.d_model, {'device': device, 'dtype': dtype}
-        self.d_model, self.gate, self.prenorm = d_model, gate, prenorm
-        self.norm, self.s5 = make_norm(norm, d_model, **place), s5
-        self.linear = None if gate == 'gelu' else nn.Linear(d_model, d_model, **place)
-        self.value = nn.Linear(d_model, d_model, **place) if gate == 'full_glu' else None
+        place: dict[str, Any] = {'device': device, 'dtype': dtype}
+        self.d_model, self.gate, self.s5 = s5.d_model, gate, s5
+        self.linear = None if gate == 'gelu' else nn.Linear(s5.d_model, s5.d_model, **place)
+        self.value = nn.Linear(s5.d_model, s5.d_model, **place) if gate == 'full_glu' else None
         self.drop = nn.Dropout1d(dropout)
 
     def forward(
         self, x: Tensor, state: State | None = None, step: float | Tensor | None = None
     ) -> Tensor | tuple[Tensor, State]:
         """Map x (B, H, L); with a state, go on from it and return the output and the state after x. step: as S5."""
-        check_signal(x, self.d_model, 1)
-        u = self._norm(x) if self.prenorm else x
         if state is None:
-            return self._output(x, self.s5(u, step=step))
-        y, state = self.s5(u, state, step)
-        return self._output(x, y), state
+            return self._output(self.s5(x, step=step))
+        y, state = self.s5(x, state, step)
+        return self._output(y), state
 
     def init_state(self, batch: int) -> State:
         """Make the zero state, that of S5."""
@@ -144,19 +196,14 @@ class S5Block(nn.Module):
 
     def step(self, x: Tensor, state: State, system: list[Tensor] | None = None) -> tuple[Tensor, State]:
         """Take one sample (B, H) -> (B, H) and the new state; `state` is left as it was."""
-        check_sample(x, self.d_model)
-        u = self._norm(x[..., None])[..., 0] if self.prenorm else x
-        y, state = self.s5.step(u, state, system)
-        return self._output(x[..., None], y[..., None])[..., 0], state
+        y, state = self.s5.step(x, state, system)
+        return self._output(y[..., None])[..., 0], state
 
-    def _norm(self, x: Tensor) -> Tensor:
-        return self.norm(x.transpose(1, 2)).transpose(1, 2)
-
-    def _output(self, x: Tensor, y: Tensor) -> Tensor:
+    def _output(self, y: Tensor) -> Tensor:
         g = self.drop(F.gelu(y))
-        if self.linear is not None:
-            factor = y if self.gate == 'half_glu2' else g
-            if self.value is not None:
-                factor = self.value(g.transpose(1, 2)).transpose(1, 2)
-            g = self.drop(factor * torch.sigmoid(self.linear(g.transpose(1, 2)).transpose(1, 2)))
-        return x + g if self.prenorm else self._norm(x + g)
+        if self.linear is None:
+            return g
+        factor = y if self.gate == 'half_glu2' else g
+        if self.value is not None:
+            factor = self.value(g.transpose(1, 2)).transpose(1, 2)
+        return self.drop(factor * torch.sigmoid(self.linear(g.transpose(1, 2)).transpose(1, 2)))

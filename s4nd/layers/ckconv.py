@@ -64,7 +64,7 @@ class CKConv(GridLayer):
 
     def forward(self, x: Tensor, step: list[float] | None = None) -> Tensor:
         """Convolve x (B, H, L1, …, Ld); `step`: spacing of the samples per axis, in samples of the grid."""
-        check_signal(x, self.d_model, len(self._grid))
+        x = check_signal(x, self.d_model, len(self._grid))
         size = list(x.shape[2:])
         steps = axis_steps(self._grid, size) if step is None else step
         taps = self.kernel(size, steps) if observed() else self._remembered_taps(size, steps)

@@ -4,6 +4,7 @@ Shape legend: B = batch, C = d_model, L = length, F = expand·C, H = d_ssm.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ class GSS(nn.Module):
         d_state: N of its kernel, even; N/2 modes, shared by all features (the paper's 512 are d_state=1024).
         reverse: whether time runs backwards; such a layer sees the future alone and does not stream.
 
-    `forward`: (B, C, L) -> (B, C, L), causal unless `reverse`, any length. `step`: one sample (B, C) and a state -> (B, C) and the new
-    state; stepping through a clip from `init_state` equals the forward.
+    `forward`: (B, C, L) -> (B, C, L), causal unless `reverse`, any length. `step`: one sample (B, C) and a state ->
+    (B, C) and the new state; stepping through a clip from `init_state` equals the forward.
 
     Raises:
         ValueError: for arguments that do not fit each other, and for an input of another shape.
@@ -51,7 +52,7 @@ class GSS(nn.Module):
         d_ssm = d_model // 4 if d_ssm is None else d_ssm
         if expand < 1 or d_ssm < 1:
             raise ValueError(f'expand and d_ssm must be at least 1, got expand={expand} and d_ssm={d_ssm}')
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.d_model, self.inner, self.width, self.reverse = d_model, expand * d_model, d_ssm, reverse
         self.norm = nn.LayerNorm(d_model, **dd)
         self.inputs = nn.Linear(d_model, self.inner + self.width, bias=False, **dd)  # W_u and W_v
@@ -64,7 +65,7 @@ class GSS(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
         """Transform x (B, C, L); with a state, go on from it and return the output and the state after x."""
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         x = x.transpose(1, 2)  # (B, L, C)
         u, v = self._inputs(x)
         v = v.transpose(1, 2)  # (B, H, L)
@@ -145,7 +146,7 @@ class GSSHybrid(nn.Module):
             raise ValueError(
                 f'expected depth >= 1 and attention_every >= 2, got depth={depth} and attention_every={attention_every}'
             )
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.layers = nn.ModuleList(
             LocalAttention(d_model, num_heads=num_heads, chunk=chunk, expand=expand, **dd)
             if i % attention_every == 1

@@ -3,6 +3,8 @@
 Shape legend: B = batch, C = d_model, L = length, N = d_state, Z = d_key, V = d_value.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,7 +63,7 @@ class MovingAverage(nn.Module):
 
         padding (B, L) is true for samples that the averages take as zero; ω sees them as they are.
         """
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         check_padding(padding, x)
         if state is None:
             return F.silu(self.convolve(x, padding) + self.omega.to(x.dtype)[:, None] * x)
@@ -166,7 +168,7 @@ class Mega(nn.Module):
         d_value = 2 * d_model if d_value is None else d_value
         if d_key < 1 or d_value < 1:
             raise ValueError(f'd_key and d_value must be at least 1, got d_key={d_key} and d_value={d_value}')
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.d_model, self.d_key, self.d_value = d_model, d_key, d_value
         self.bidirectional, self.prenorm = bidirectional, prenorm
         self.norm = make_norm(norm, d_model, **dd)
@@ -199,7 +201,7 @@ class Mega(nn.Module):
 
         padding (B, L) is true for samples that neither averages nor attention take in; outputs there mean nothing.
         """
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         check_padding(padding, x)
         x = x.transpose(1, 2)  # (B, L, C)
         u = self.norm(x) if self.prenorm else x
@@ -216,7 +218,7 @@ class Mega(nn.Module):
 
     def attention_weights(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Compute the weights of a clip (B, C, L), (B, chunks, c, c) with rows for queries."""
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         check_padding(padding, x)
         x = x.transpose(1, 2)
         u = self.norm(x) if self.prenorm else x
@@ -288,7 +290,7 @@ class NormalizedFeedForward(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         hidden = 2 * d_model if hidden is None else hidden
         self.d_model, self.prenorm = d_model, prenorm
         self.norm = make_norm(norm, d_model, **dd)

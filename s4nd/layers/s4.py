@@ -56,12 +56,12 @@ class S4(S4ND):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not bidirectional and l_max is None and kernel in KERNELS:
-            if not issubclass(KERNELS[kernel], RecurrentKernel):
-                raise ValueError(
-                    f"kernel '{kernel}' has no recurrence, which a causal layer needs that streams: give l_max for one "
-                    'that does not'
-                )
+        is_recurrent = issubclass(KERNELS.get(kernel, RecurrentKernel), RecurrentKernel)
+        if not (bidirectional or is_recurrent) and l_max is None:
+            raise ValueError(
+                f"kernel '{kernel}' has no recurrence, which a causal layer needs that streams: give l_max for one "
+                'that does not'
+            )
         super().__init__(
             d_model, grid, kernel, d_state=d_state, init=init, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit,
             bidirectional=bidirectional, l_max=l_max, channels=channels, cell=cell, skip=skip, kernel_args=kernel_args,
@@ -86,7 +86,7 @@ class S4(S4ND):
         if state is None:
             return super().forward(x, None if step is None else [step])
         self._check_streams()
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         kernel = self.kernels[0]
         y, after = run_recurrence(kernel.advance, kernel.system(1.0 if step is None else step), x, state['x'])
         return self._add_skip(y, x), {'x': after}

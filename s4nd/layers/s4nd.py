@@ -142,8 +142,10 @@ class S4ND(GridLayer):
 
     def forward(self, x: Tensor, step: list[float] | None = None) -> Tensor:
         """Convolve x (B, H, L1, …, Ld); `step`: spacing of the samples per axis, in samples of the grid."""
-        check_signal(x, self.d_model, self.spatial_dims)
+        x = check_signal(x, self.d_model, self.spatial_dims)
         size = list(x.shape[2:])
+        if torch.jit.is_tracing():  # a trace holds the taps of one size
+            size = [int(n) for n in size]
         steps = axis_steps(self._grid, size) if step is None else step
         if len(steps) != self.spatial_dims or not min(steps) > 0:
             raise ValueError(f'expected a positive step for each of {self.spatial_dims} axes, got {steps}')

@@ -1,7 +1,8 @@
 """S5: one state-space system with many inputs and outputs, by an associative scan (arXiv 2208.04933).
 
 x' = Λ x + B̃ u, y = 2 Re(C̃ x) + D u, where all H features drive one diagonal state and all are read from it; with
-zero-order hold or the bilinear rule x_k = Λ̄ x_{k-1} + B̄ u_k. There is no kernel to convolve with (it would be H × H): states are scanned.
+zero-order hold or the bilinear rule x_k = Λ̄ x_{k-1} + B̄ u_k. There is no kernel to convolve with (it would be H × H):
+states are scanned.
 Shape legend: B = batch, H = d_model, L = length, N = d_state, n = N/2 stored modes (N without conj_sym), J = blocks.
 """
 
@@ -145,7 +146,7 @@ class S5(Timescale, GridLayer):
             step: spacing of the samples in samples of the grid: a number, or for samples at irregular times a tensor
                 (L,) or (B, L), where sample k is held over step[k]. None: grid / L, but 1 where a state is given.
         """
-        check_signal(x, self.d_model, 1)
+        x = check_signal(x, self.d_model, 1)
         if step is None:
             step = axis_steps(self._grid, [x.shape[2]])[0] if state is None else 1.0
         self._check_step(step, x)
@@ -157,10 +158,10 @@ class S5(Timescale, GridLayer):
 
     def _check_step(self, step: float | Tensor, x: Tensor) -> None:
         if isinstance(step, Tensor):
-            if step.shape not in ((x.shape[2],), (x.shape[0], x.shape[2])):
+            sizes = list(step.shape)
+            if sizes != [x.shape[2]] and sizes != [x.shape[0], x.shape[2]]:
                 raise ValueError(
-                    f'step must be a number, ({x.shape[2]},) or ({x.shape[0]}, {x.shape[2]}), got shape '
-                    f'{list(step.shape)}'
+                    f'step must be a number, ({x.shape[2]},) or ({x.shape[0]}, {x.shape[2]}), got shape {sizes}'
                 )
             if not values_are_known(step) or not step.numel():
                 return
@@ -256,7 +257,7 @@ class S5(Timescale, GridLayer):
         return _multiply(gain.to(u.dtype), _in(u, wide(self.B).transpose(0, 1).flatten(1)))
 
     def _readout(self) -> list[Tensor]:
-        """C̃ (N, H) of each side in pairs (Re, -Im), twice them with conj_sym, modes beyond the bandlimit set to zero, float64."""
+        """C̃ (N, H) of each side in pairs (Re, -Im), twice them with conj_sym, masked by the band limit; float64."""
         frequency = self.dt(1.0) * wide(self.A_imag).abs() / (2 * math.pi)
         keep = (frequency < self.bandlimit / 2) * (2.0 if self.conj_sym else 1.0)
         C = wide(self.C) * torch.stack([keep, -keep], -1)

@@ -22,7 +22,7 @@ from s4nd.layers import S4ND
 from s4nd.models._arguments import complete, image_size, positive
 from s4nd.models._clip_conv import TimeConv
 from s4nd.models._mixers import assign_grid, mixer_class
-from s4nd.models._parts import from_map, to_map
+from s4nd.models._parts import LayoutModule, from_map, to_map
 from s4nd.optim import ssm_parameter_patterns
 
 _RESETTABLE = (S4ND, TimeConv, nn.LayerNorm, nn.BatchNorm2d, nn.BatchNorm3d, LayerScale)
@@ -57,7 +57,7 @@ class Stage(nn.Module):
         return grid
 
 
-class Backbone(nn.Module):
+class Backbone(LayoutModule):
     """Base of the families: (B, in_chans, L1 … LD) -> logits (B, num_classes), averaged over all axes.
 
     Any input size runs, and for clips any number of frames: it is the same scene sampled differently, and every S4ND

@@ -1,13 +1,12 @@
 """An image model from a checkpoint of `train.py`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
-from s4nd.training.checkpoint import CheckpointError, find_weights, load_weights, read_metadata
+from s4nd.training.checkpoint import CheckpointError, find_weights, load_weights, read_metadata, stored_args
 
 
 def is_ours(name: str) -> bool:
@@ -34,7 +33,7 @@ def load_checkpoint(path: str | Path) -> nn.Module:
         raise CheckpointError(f'{path} holds the weights of {name}, which is no image model')
     if 'args' not in metadata:
         raise CheckpointError(f'{path}: its metadata lacks args, the arguments that {name} was built with')
-    model = _build(path, name, json.loads(metadata['args']))
+    model = _build(path, name, stored_args(path, metadata))
     load_weights(path, model, name)
     return model.eval()
 

@@ -11,6 +11,7 @@ from timm.layers import LayerScale, Mlp
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
+from s4nd.layers.base import check_floating
 from s4nd.ops.dispatch import in_format_of
 
 register_notrace_function(in_format_of)
@@ -39,6 +40,7 @@ def check_input(x: Tensor, in_chans: int, axes: int, min_size: int) -> Tensor:
         raise ValueError(
             f'expected {name} (batch, {in_chans}, {sizes}) with {min_size} pixels or more per side, got {shape}'
         )
+    check_floating(x)
     return x
 
 
@@ -84,6 +86,21 @@ def glu(x: Tensor) -> Tensor:
     return F.glu(x, 1) if x.is_contiguous() else F.glu(x.movedim(1, -1), -1).movedim(-1, 1)
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+class LayoutModule(nn.Module):
+    """Base of the models: `to(memory_format=…)` also where weights of images and of clips stand side by side."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move and convert as any module; channels_last and channels_last_3d mean the one of each weight's rank."""
+        if kwargs.get('memory_format') in _CHANNELS_LAST.values():
+            # torch itself refuses 4-dimensional weights of a model in channels_last_3d, and 5-dimensional ones.
+            del kwargs['memory_format']
+            self._apply(lambda t: t.contiguous(memory_format=_CHANNELS_LAST[t.dim()]) if t.dim() in (4, 5) else t)
+        return super().to(*args, **kwargs) if args or kwargs else self
+
+
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of (B, C, L1, …, LD), as timm's LayerNorm2d for any D, in the memory format of x."""
 
@@ -119,7 +136,7 @@ class ChannelMlp(nn.Module):
         self, dim: int, ratio: float = 4.0, layer_scale: float | None = None, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.mlp = Mlp(dim, int(ratio * dim), **dd)
         self.scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)

@@ -172,7 +172,7 @@ class S4NDStem(Stem):
         dtype: Any = None,
     ) -> None:
         super().__init__(in_chans, grid, patch, time_patch, min_size, device)
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         mixes = {'channels': self.hidden, 'skip': False, 'l_max': extent}
         self.mixer = S4ND(in_chans * time_patch, grid[-2:], **{**layer, **mixes}, **dd)
         self.pool = AreaPool(patch)
@@ -243,7 +243,7 @@ class Downsample(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.kind = choose('downsample', kind, ('conv', 's4nd'))
         self.norm = ChannelNorm(in_chs, **dd)
         if kind == 's4nd':

@@ -77,7 +77,7 @@ class CCNNBlock(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.norm = _BATCH_NORMS[len(grid)](dim, **dd)
         self.conv = CKConv(dim, grid, **mixer_args, **dd)
         self.proj = Pointwise(dim, dim, **dd)
@@ -122,7 +122,7 @@ class CCNN(Backbone):
     ) -> None:
         if spatial_dims not in _BATCH_NORMS:
             raise ValueError(f'spatial_dims must be 1, 2 or 3, got {spatial_dims!r}')
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         size = image_size(img_size if grid is None else grid, spatial_dims)
         options = dict(mixer_args or {})
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)

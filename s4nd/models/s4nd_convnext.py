@@ -104,7 +104,7 @@ class S4NDConvNeXt(Backbone):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         options = dict(mixer_args or {})
         layer = self.mixer_class({'mixer': mixer, 'num_frames': num_frames})
         if output_stride not in (8, 16, 32):

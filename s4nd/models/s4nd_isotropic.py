@@ -91,7 +91,7 @@ class IsotropicS4ND(Backbone):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         layer = self.mixer_class({'mixer': mixer, 'num_frames': num_frames})
         choose('norm_layer', norm_layer, ('layernorm2d', 'batchnorm2d'))
         batch_norm = nn.BatchNorm2d if num_frames is None else nn.BatchNorm3d

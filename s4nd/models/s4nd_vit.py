@@ -44,7 +44,7 @@ class MixerBlock(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.norm = ChannelNorm(dim, **dd)
         self.mixer = mixer
         self.out = ChannelOutput(width, dim, gated, **dd)
@@ -100,7 +100,7 @@ class S4NDViT(Backbone):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         options, layer = dict(mixer_args or {}), self.mixer_class({'mixer': mixer})
         width = embed_dim * options.get('channels', 1)
         grid = training_grid(img_size, None)

@@ -10,11 +10,13 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm as normalize_weight
 
 from s4nd.layers import S4
+from s4nd.layers.norms import make_norm
 from s4nd.layers.streaming import State
 
-__all__ = ['FeedForward', 'S4Block']
+__all__ = ['FeedForward', 'S4Block', 'make_linear']
 
 
 class S4Block(nn.Module):
@@ -27,6 +29,7 @@ class S4Block(nn.Module):
         bidirectional: use the published two-sided layer, whose backward kernel begins at lag -1; it cannot stream.
         dropout: on the output of W, in training.
         condition: E; a vector per row is added to the input of S4 through a linear map. None: there is none.
+        norm: see `s4nd.layers.norms.make_norm`; 'layer', or 'scalar' as in trained published models.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class S4Block(nn.Module):
         bidirectional: bool = False,
         dropout: float = 0.0,
         condition: int | None = None,
+        norm: str = 'layer',
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -51,7 +55,7 @@ class S4Block(nn.Module):
             layer['kernel_args'] = options | {'n_ssm': d_model}
         if bidirectional:
             layer |= {'bidirectional': True, 'cell': 'published'}
-        self.norm = nn.LayerNorm(d_model, **place)
+        self.norm = make_norm(norm, d_model, **place)
         self.s4 = S4(d_model, **layer, **place)
         self.condition = None if condition is None else nn.Linear(condition, d_model, **place)
         self.glu = glu
@@ -94,7 +98,10 @@ class S4Block(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Compute x + W2(GELU(W1(norm(x)))), position by position: (…, W) -> (…, W), with ff · W hidden features."""
+    """Compute x + W2(GELU(W1(norm(x)))), position by position: (…, W) -> (…, W), with ff · W hidden features.
+
+    norm: as `S4Block`. weight_norm: whether W1 and W2 are a direction and a length per row (DiffWave).
+    """
 
     def __init__(
         self,
@@ -102,15 +109,30 @@ class FeedForward(nn.Module):
         ff: int = 2,
         dropout: float = 0.0,
         *,
+        norm: str = 'layer',
+        weight_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         place: dict[str, Any] = {'device': device, 'dtype': dtype}
-        self.norm = nn.LayerNorm(d_model, **place)
-        self.linear1 = nn.Linear(d_model, ff * d_model, **place)
-        self.linear2 = nn.Linear(ff * d_model, d_model, **place)
+        self.norm = make_norm(norm, d_model, **place)
+        self.linear1 = make_linear(d_model, ff * d_model, weight_norm, **place)
+        self.linear2 = make_linear(ff * d_model, d_model, weight_norm, **place)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.drop(self.linear2(F.gelu(self.linear1(self.norm(x)))))
+
+
+def make_linear(
+    features: int,
+    out: int,
+    weight_norm: bool = False,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Linear:
+    """Build a linear map, with torch's weight normalization (arXiv 1602.07868) or without."""
+    linear = nn.Linear(features, out, device=device, dtype=dtype)
+    return normalize_weight(linear) if weight_norm else linear

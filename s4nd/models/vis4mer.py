@@ -140,8 +140,10 @@ class ViS4mer(ViS4merHead):
         """Video (B, in_chans, T, H, W) -> what the encoder makes of its frames, (B, tokens, D)."""
         batch, frames = check_input(x, self.in_chans, axes=3, min_size=1).shape[0], x.shape[2]
         parts = x.transpose(1, 2).flatten(0, 1).tensor_split(max(1, math.ceil(batch * frames / self.chunk)))
-        recompute = self.grad_checkpointing and torch.is_grad_enabled() and not self.freeze
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+        # A frozen encoder is differentiated where the pixels are asked for, as attributions do.
+        gradients = torch.is_grad_enabled() and (not self.freeze or x.requires_grad)
+        recompute = self.grad_checkpointing and gradients
+        with torch.set_grad_enabled(gradients):
             encoded = [
                 checkpoint(_encode, self.encoder, self._patches, part)
                 if recompute

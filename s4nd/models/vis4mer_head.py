@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from s4nd.layers import S4
 from s4nd.models._arguments import choose
+from s4nd.models._parts import LayoutModule
 from s4nd.optim import ssm_parameter_patterns
 
 __all__ = ['ViS4merBlock', 'ViS4merHead', 'halve']
@@ -48,7 +49,7 @@ class ViS4merBlock(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.norm = nn.LayerNorm(dim, **dd)
         self.mixer = S4(dim, None if length is None else (length,), **mixer_args, **dd)
         self.out = nn.Linear(dim, dim, **dd)
@@ -82,7 +83,7 @@ def _tokens_at(level: int, length: int) -> int:
     return math.ceil(length / 2**level)
 
 
-class ViS4merHead(nn.Module):
+class ViS4merHead(LayoutModule):
     """The pyramid over time of ViS4mer, on features: (B, T, in_chans) -> logits (B, num_classes).
 
     Any number of tokens runs. The classifier is timm's last linear layer, behind the mean over time; `global_pool=''`
@@ -129,7 +130,7 @@ class ViS4merHead(nn.Module):
             raise ValueError(f'dim must be a multiple of 2^depth, as each level halves it, got {dim} and depth {depth}')
         if in_chans < 1 or (length is not None and length < 1):
             raise ValueError(f'in_chans and length must be at least 1, got {in_chans} and {length}')
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.in_chans, self.num_classes, self.drop_rate = in_chans, num_classes, drop_rate
         self.grad_checkpointing = False
         self.feature_info = [
@@ -216,7 +217,7 @@ class ViS4merHead(nn.Module):
                 f'expected features (batch, tokens, {self.in_chans}), got {list(x.shape)}: tokens and features are '
                 'exchanged, x.transpose(1, 2) puts them right'
             )
-        if x.dim() != 3 or x.shape[2] != self.in_chans or 0 in x.shape:
+        if x.dim() != 3 or x.shape[2] != self.in_chans or 0 in x.shape[1:]:
             raise ValueError(f'expected features (batch, tokens, {self.in_chans}), none empty, got {list(x.shape)}')
         return x
 

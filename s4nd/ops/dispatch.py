@@ -14,11 +14,13 @@ from torch.autograd import forward_ad
 @torch.jit.unused
 def _is_observed() -> bool:
     return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+        torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_transformed() or forward_ad._current_level >= 0
     )
+
+
+@torch.jit.unused
+def _is_transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def observed() -> bool:
@@ -75,6 +77,8 @@ def feature_groups(x: Tensor) -> list[slice]:
 
 def in_format_of(y: Tensor, x: Tensor) -> Tensor:
     """y in the memory format of x: what follows is elementwise, and slow over mixed strides."""
+    if not torch.jit.is_scripting() and _is_transformed():
+        return y.contiguous()  # vmap has no other format
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return y.contiguous(memory_format=torch.channels_last)
     if x.dim() == 5 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):

@@ -1,6 +1,6 @@
 """A linear recurrence run over a stretch of signal at once, from any state to the state after it.
 
-Shape legend: B = batch, H = features, c = channels, L = length, N = entries of a feature's state, K = samples of a chunk.
+Shape legend: B = batch, H = features, c = channels, L = length, N = entries of a state, K = samples of a chunk.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,10 @@ CHUNK = 64
 def run_recurrence(advance: Advance, system: list[Tensor], u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """What L calls of `advance` give, as matrix products: a convolution in each chunk, a state from one to the next.
 
-    With x' = Āx + B̄u and y = Cx' (c outputs per feature), a chunk of K samples is y = T u + S x and x' = Āᴷx + R u, where T is the Toeplitz
-    matrix of the taps C Āˡ B̄, S has the rows C Āˡ⁺¹ and R the columns Āᴷ⁻¹⁻ˡ B̄. All follow from `advance` alone, in
-    float64, and are applied in the dtype of x. The samples after the last whole chunk are taken one by one.
+    With x' = Āx + B̄u and y = Cx' (c outputs per feature), a chunk of K samples is y = T u + S x and x' = Āᴷx + R u.
+    T is the Toeplitz matrix of the taps C Āˡ B̄, S has the rows C Āˡ⁺¹ and R the columns Āᴷ⁻¹⁻ˡ B̄. All follow from
+    `advance` alone, in float64, and are applied in the dtype of x. The samples after the last whole chunk are taken one
+    by one.
 
     Args:
         advance: one sample, linear in u (B, H) and x: (u, x, system) -> y (B, c, H), new x.

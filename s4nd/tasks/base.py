@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from s4nd.options import ConfigError
-from s4nd.training.checkpoint import CheckpointError, load_weights, read_metadata
+from s4nd.training.checkpoint import CheckpointError, load_weights, read_metadata, stored_args
 
 if TYPE_CHECKING:
     from s4nd.training.config import RunConfig
 
-__all__ = ['Axis', 'Epoch', 'Resampled', 'Strided', 'Task']
+__all__ = ['Axis', 'Chosen', 'Epoch', 'Resampled', 'Strided', 'Task']
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,53 @@ class Epoch(Protocol):
         """The share of process `index` of `count`; all shares have as many batches."""
         ...
 
+    def skip(self, count: int) -> Epoch:
+        """The same batches without the first `count`."""
+        ...
+
 
 class Strided:
     """An `Epoch` of any sized iterable of batches: process `index` of `count` takes every count-th of them."""
 
-    def __init__(self, batches: Any, index: int = 0, count: int = 1) -> None:
-        self.batches, self.index, self.count = batches, index, count
+    def __init__(self, batches: Any, index: int = 0, count: int = 1, skipped: int = 0) -> None:
+        self.batches, self.index, self.count, self.skipped = batches, index, count, skipped
 
     def __len__(self) -> int:
-        return len(self.batches) // self.count
+        return len(self.batches) // self.count - self.skipped
 
     def shard(self, index: int, count: int) -> Strided:
         return Strided(self.batches, index, count)
 
+    def skip(self, count: int) -> Strided:
+        return Strided(self.batches, self.index, self.count, self.skipped + count)
+
     def __iter__(self) -> Iterator[Any]:
-        return islice(self.batches, self.index, len(self) * self.count, self.count)
+        whole = len(self.batches) // self.count * self.count
+        return islice(self.batches, self.index + self.skipped * self.count, whole, self.count)
+
+
+class Chosen:
+    """An `Epoch` of chosen examples; a process reads what it is to learn from, and nothing else.
+
+    Args:
+        chosen: the numbers (B,) of the examples of each batch.
+        make: makes a batch of such numbers.
+    """
+
+    def __init__(self, chosen: Sequence[Tensor], make: Callable[[Tensor], Any]) -> None:
+        self.chosen, self.make = chosen, make
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def shard(self, index: int, count: int) -> Chosen:
+        return Chosen(self.chosen[index : len(self) // count * count : count], self.make)
+
+    def skip(self, count: int) -> Chosen:
+        return Chosen(self.chosen[count:], self.make)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.make, self.chosen)
 
 
 class Task(ABC):
@@ -132,7 +164,7 @@ class Task(ABC):
         saved = metadata.get('model', 'an unnamed model')
         if saved != name:
             raise CheckpointError(f'{path} holds the weights of {saved}, expected {name}')
-        self.model_args = json.loads(metadata.get('args', '{}'))
+        self.model_args = stored_args(path, metadata)
         problem = self.misfit()
         if problem:
             raise CheckpointError(f'{path} {problem}')
@@ -182,6 +214,11 @@ class Task(ABC):
     def skipped(self) -> list[str]:
         """Files that could not be read, with the reason where one is known."""
         return []
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How inputs are prepared, in timm's words, for the config.json of the run."""
+        return {}
 
     def notes(self) -> dict[str, Any]:
         """Further entries of the report."""

@@ -53,7 +53,12 @@ class LabeledTask(Task, Generic[Set]):
         return {**super().metadata, 'classes': json.dumps(self.classes)}
 
     def completed_args(self) -> dict[str, Any]:
-        return {'num_classes': len(self.classes), 'in_chans': self.channels, **self.config.model.args}
+        found = {'num_classes': len(self.classes), 'in_chans': self.channels}
+        for name, count in found.items():
+            given = self.config.model.args.get(name, count)
+            if given != count:
+                raise ConfigError(f'model.args.{name}: the data have {count}, got {given}')
+        return {**found, **self.config.model.args}
 
     def misfit(self) -> str:
         count = self.model_args.get('num_classes', len(self.classes))

@@ -18,7 +18,7 @@ from s4nd.data.series.masks import MaskDraw, parse_mask
 from s4nd.data.series.sets import SeriesData, load_series
 from s4nd.diffusion import Diffusion
 from s4nd.models.sssd import SSSDS4, Imputer, check_series, impute
-from s4nd.options import ConfigError, check_keywords, nearest, option, section
+from s4nd.options import ConfigError, built, check_keywords, nearest, option, section
 from s4nd.seeds import generator
 from s4nd.tasks.base import Strided, Task
 from s4nd.training.config import EvalConfig, RunConfig
@@ -86,7 +86,7 @@ class SeriesTask(Task):
         if name not in MODELS:
             raise ConfigError(f"model.name: no model of series '{name}'{nearest(name, list(MODELS))}")
         check_keywords(MODELS[name], args, name)
-        return MODELS[name](**args)
+        return built(MODELS[name], args)
 
     def train_batches(self, epoch: int) -> Strided:
         """Batches in an order, and with masks, fixed by the seed and the epoch."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import timm
 from torch import nn
 
 from s4nd.models import is_ours
-from s4nd.options import ConfigError, nearest
+from s4nd.options import ConfigError, built, nearest
 
 __all__ = ['check_name', 'is_ours', 'make_timm_model']
 
@@ -28,7 +29,6 @@ def make_timm_model(name: str, args: Mapping[str, Any]) -> nn.Module:
         ConfigError: an unknown name or keyword, or a value that the model refuses.
     """
     check_name(name)
-    try:
-        return timm.create_model(name, **args)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f'model.args: {error}') from error
+    # timm's factory drops what is null, known or not; the model's own function does not.
+    build = timm.model_entrypoint(name) if None in args.values() else partial(timm.create_model, name)
+    return built(build, args)

@@ -6,8 +6,9 @@ names the nearest right one; a value of the wrong type is an error that names th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ __all__ = [
     'ModelConfig',
     'OptimConfig',
     'RunConfig',
+    'SaveConfig',
+    'check_plain',
+    'check_resumable',
+    'flat_options',
     'load_config',
     'nearest',
     'option',
@@ -70,6 +75,14 @@ class EvalConfig:
 
 
 @dataclass
+class SaveConfig:
+    """When the state of a run is saved within an epoch; it always is at the end of one, and when it is told to end."""
+
+    minutes: float | None = option(10.0, 'minutes between states; null: by time never', low=0)
+    updates: int | None = option(None, 'updates between states; null: by number never', low=1)
+
+
+@dataclass
 class RunConfig:
     """What every run has, whatever its task."""
 
@@ -86,10 +99,20 @@ class RunConfig:
     device: str = option('auto', 'auto takes an accelerator where there is one', choices=('auto', 'cpu'))
     precision: str = option('fp32', 'number format of the forward pass', choices=('fp32', 'bf16', 'fp16'))
     compile: bool = option(False, 'compile the training step (torch.compile)')
-    threads: int | None = option(None, "CPU threads; null: torch's choice", low=1)
+    threads: int | None = option(None, "CPU threads; null: torch's choice", low=1, high=1024)
     model: ModelConfig = section(ModelConfig)
     optim: OptimConfig = section(OptimConfig)
     eval: EvalConfig = section(EvalConfig)
+    save: SaveConfig = section(SaveConfig)
+
+
+# What a run may go on with changed: its end, its measurement, its learning rates, and where and how fast it computes.
+_CHANGEABLE = re.compile(
+    r'resume|overwrite|eval_only|out|label|epochs|max_steps|device|compile|threads|eval\..*|save\..*'
+    r'|optim\.(lr|ssm_lr|warmup_lr|warmup_epochs|min_lr|schedule)|data\.(root|cache|download|workers|split_files)'
+)
+
+_MOST_ALIASES = 100  # a few of them expand to gigabytes
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Any:
@@ -121,16 +144,57 @@ def save_config(path: Path, config: RunConfig) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(to_yaml(config)))
 
 
+def flat_options(config: RunConfig) -> dict[str, Any]:
+    """Every option by its full name, 'optim.lr', as plain values; dictionaries such as model.args are one value."""
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    sections = {item.name for item in fields(config) if is_dataclass(getattr(config, item.name))}
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        flat |= {f'{name}.{key}': entry for key, entry in value.items()} if name in sections else {name: value}
+    return flat
+
+
+def check_resumable(path: Path, before: Mapping[str, Any], config: RunConfig) -> None:
+    """Raise ConfigError for an option that differs from the one a run began with and cannot be changed on the way."""
+    now = flat_options(config)
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if old == new or _CHANGEABLE.fullmatch(name):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            key = next((key for key in (*new, *old) if old.get(key) != new.get(key)), 'a null')
+            name, old, new = f'{name}.{key}', old.get(key), new.get(key)
+        raise ConfigError(f'{name}: {path} was trained with {old!r}, which resume=true cannot change to {new!r}')
+
+
 def _read_file(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f'{path}: no such configuration file')
     try:
-        content = OmegaConf.create(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f'{path}: not valid YAML: {error}') from error
-    if not OmegaConf.is_dict(content):
-        raise ConfigError(f'{path}: expected key: value lines, got a list')
+        text = path.read_text('utf-8')
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > _MOST_ALIASES:
+            raise ConfigError(f'{path}: expected at most {_MOST_ALIASES} aliases')
+        root = yaml.compose(text, yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            found = 'a list' if isinstance(root, yaml.SequenceNode) else repr(text.strip()[:60])
+            raise ConfigError(f'{path}: expected key: value lines, got {found}')
+        content = OmegaConf.create(text)
+        plain = OmegaConf.to_container(content)
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f'{path}: not valid YAML: {" ".join(str(error).split())[:300]}') from error
+    check_plain(str(path), plain)
     return content
+
+
+def check_plain(origin: str, content: Any) -> None:
+    """Raise ConfigError for a value with an interpolation: what a file says must not read the environment."""
+    for entry in content.values() if isinstance(content, dict) else content:
+        if isinstance(entry, (dict, list)):
+            check_plain(origin, entry)
+        elif isinstance(entry, str) and '${' in entry:
+            raise ConfigError(f'{origin}: {entry!r} is an interpolation, expected a value')
 
 
 def _parse_override(text: str) -> Any:
@@ -139,5 +203,6 @@ def _parse_override(text: str) -> Any:
         raise ConfigError(f"'{text}': expected key=value, such as epochs=10 or data.root=/path")
     try:
         return OmegaConf.from_dotlist([text])
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"'{text}': {str(error).splitlines()[0]}") from error
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"'{text[:200]}': {reason}") from error

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from s4nd import S4, S4ND, load_published
-from s4nd.interop import load_published_kernel
+from s4nd import S4, S4ND
+from s4nd.interop import load_published_kernel, load_published_layer
 from tests.golden_cases import load, published, tensor
 from tests.kernels.test_golden import DPLR, dplr_kernel
 
@@ -61,7 +61,7 @@ def test_an_s4_layer_inside_a_model(name: str, prefix: str) -> None:
             kernel_args={'n_ssm': len(weights[f'{prefix}kernel.A_real']), **rank},
             dtype=torch.float64,
         )
-        left = load_published(layer, state_dict, prefix)
+        left = load_published_layer(layer, state_dict, prefix)
         assert all(key.startswith(f'{prefix}output_linear') for key in left)
         x = torch.randn(1, layer.d_model, 37, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         outputs.append(layer(x, step=[1.0]))
@@ -75,7 +75,7 @@ def test_what_the_layer_has_no_place_for_is_named() -> None:
     meta = case['meta']
     layer = S4ND(meta['H'], tuple(meta['Ls']), d_state=meta['N'], cell='published',
                  channels=meta['channels'], kernel_args={'n_ssm': len(case['sd.kernel.0.A_real'])})  # fmt: skip
-    left = load_published(layer, published(case, 'sd.'))
+    left = load_published_layer(layer, published(case, 'sd.'))
     assert sorted(left) == ['output_linear.0.bias', 'output_linear.0.weight']
     torch.testing.assert_close(layer.D, tensor(case['sd.D']).float())
 
@@ -99,12 +99,12 @@ def test_bad_input(build: object, change: dict, says: str) -> None:
     weights = published(S4ND_CASES['bi2d'], 'sd.')
     weights = {key: value for key, value in weights.items() if key not in change}
     with pytest.raises(ValueError, match=says):
-        load_published(build(), weights)
+        load_published_layer(build(), weights)
 
 
 def test_bad_transforms() -> None:
     weights = published(S4ND_CASES['bi2d'], 'sd.')
     with pytest.raises(ValueError, match="unknown transform 'tanh'"):
-        load_published(layer(), weights, dt_transform='tanh')
+        load_published_layer(layer(), weights, dt_transform='tanh')
     with pytest.raises(ValueError, match="transform 'none' must give positive values"):
-        load_published(layer(), weights, dt_transform='none')
+        load_published_layer(layer(), weights, dt_transform='none')

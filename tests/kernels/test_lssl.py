@@ -5,6 +5,7 @@ import torch
 
 from s4nd import hippo
 from s4nd.kernels import LSSLKernel, S4Kernel
+from s4nd.kernels.lssl import STRUCTURES
 from tests import oracles
 
 DOUBLE = torch.float64
@@ -33,6 +34,31 @@ def test_gradient_by_finite_differences() -> None:
         return torch.func.functional_call(kernel, dict(zip(names, values, strict=True)), (7, 0.5))
 
     assert torch.autograd.gradcheck(taps, tuple(p.detach().requires_grad_() for p in kernel.parameters()))
+
+
+@pytest.mark.parametrize(('structure', 'measure'), [(s, m) for s, measures in STRUCTURES.items() for m in measures])
+def test_every_structure_starts_at_hippo_and_learns(structure: str, measure: str) -> None:
+    kernel = LSSLKernel(2, d_state=8, init=measure, structure=structure, dt_min=0.1, dtype=DOUBLE)
+    for found, true in zip(kernel.transition(), hippo.transition(measure, 8), strict=True):
+        torch.testing.assert_close(found[0].detach(), true, atol=1e-11, rtol=1e-11)
+    names = [name for name, _ in kernel.named_parameters()]
+
+    def taps(*values: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(kernel, dict(zip(names, values, strict=True)), (7, 0.5))
+
+    values = tuple(p.detach().requires_grad_() for p in kernel.parameters())
+    assert torch.autograd.gradcheck(taps, values, fast_mode=True)
+    assert torch.autograd.gradgradcheck(taps, values, fast_mode=True)
+    assert all(g.abs().max() > 0 for g in torch.autograd.grad(taps(*values).square().sum(), values))
+    scripted = torch.jit.script(kernel)
+    torch.testing.assert_close(scripted(9, 0.5), kernel(9, 0.5), atol=1e-12, rtol=0)
+
+
+def test_structures_refuse_other_measures() -> None:
+    with pytest.raises(ValueError, match="'fout' for the structure 'tridiagonal': expected one of legs, legt, lagt"):
+        LSSLKernel(2, d_state=4, init='fout', structure='tridiagonal')
+    with pytest.raises(ValueError, match="unknown structure 'toeplitz'"):
+        LSSLKernel(2, d_state=4, structure='toeplitz')
 
 
 @pytest.mark.parametrize('measure', hippo.MEASURES)

@@ -30,17 +30,25 @@ def test_response_is_stepping_without_input(name: str, length: int) -> None:
 
 
 @pytest.mark.parametrize('name', RECURRENT)
-def test_powers_are_of_modes_or_of_real_entries(name: str) -> None:
+def test_products_are_of_modes_or_of_real_entries(name: str) -> None:
     kernel = build(name)
-    x = torch.randn_like(kernel.init_state(3)['x'])
+    x, y = torch.randn_like(kernel.init_state(3)['x']), torch.randn_like(kernel.init_state(3)['x'])
     if name in ('s4d', 'dss-exp'):
-        true = torch.view_as_real(torch.view_as_complex(x) ** 3)
+        true = torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(y))
     elif name == 's4':
-        modes = torch.complex(x[..., :3], x[..., 3:]) ** 3
+        modes = torch.complex(x[..., :3], x[..., 3:]) * torch.complex(y[..., :3], y[..., 3:])
         true = torch.cat([modes.real, modes.imag], -1)
     else:
-        true = x * x * x
-    torch.testing.assert_close(kernel.power(x, 3), true)
+        true = x * y
+    torch.testing.assert_close(kernel.product(x, y), true)
+
+
+@pytest.mark.parametrize('name', RECURRENT)
+def test_observing_is_what_a_step_does(name: str) -> None:
+    kernel = build(name)
+    system, x = kernel.system(), torch.randn_like(kernel.init_state(3)['x'])
+    y, after = kernel.advance(torch.randn(3, 4, dtype=x.dtype), x, system)
+    torch.testing.assert_close(kernel.observe(after, system), y)
 
 
 def test_gradients_reach_the_state() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from s4nd import GSS, S4, S4ND, S5, GSSHybrid, LiquidS4, LocalAttention, Mega, param_groups
-from s4nd.layers import CKConv, GridLayer
+from s4nd.layers import LMU, CKConv, GatedLayer, GridLayer, Residual, S5Gate
 
 DOUBLE = torch.float64
 # Name: (layer of a dtype, shape of an input).
@@ -31,12 +31,53 @@ LAYERS: dict[str, tuple[Callable[[torch.dtype], nn.Module], tuple[int, ...]]] = 
     's5-full': (lambda d: S5(4, d_state=8, conj_sym=False, C_init='complex_normal', dtype=d), (2, 4, 9)),
     'liquid-pb': (lambda d: LiquidS4(4, d_state=4, degree=3, dtype=d), (2, 4, 9)),
     'liquid-kb': (lambda d: LiquidS4(4, d_state=4, mode='kb', dtype=d), (2, 4, 9)),
-    'gss': (lambda d: GSS(4, reduce=2, d_state=8, dtype=d), (2, 4, 9)),
-    'hybrid': (lambda d: GSSHybrid(4, 2, chunk=4, num_heads=2, reduce=2, d_state=8, dtype=d), (2, 4, 9)),
+    'liquid-allcombs': (lambda d: LiquidS4(4, 's4d', d_state=4, degree=3, mode='allcombs', dtype=d), (2, 4, 9)),
+    'liquid-exact': (lambda d: LiquidS4(4, 's4d', d_state=4, mode='exact', dtype=d), (2, 4, 9)),
+    'lmu': (
+        lambda d: LMU(
+            4,
+            memories=2,
+            d_state=3,
+            theta=6.0,
+            train_theta=True,
+            hidden_to_memory=True,
+            memory_to_memory=True,
+            input_to_hidden=True,
+            dtype=d,
+        ),
+        (2, 4, 9),
+    ),
+    's4-untied': (
+        lambda d: S4(4, d_state=4, channels=2, kernel_args={'dt_tied': False, 'real': 'free'}, dtype=d),
+        (2, 4, 9),
+    ),
+    's4-tridiagonal': (
+        lambda d: S4(4, kernel='lssl', d_state=4, kernel_args={'structure': 'tridiagonal'}, dtype=d),
+        (2, 4, 9),
+    ),
+    's4-dss': (
+        lambda d: S4(4, kernel='dss-exp', d_state=4, kernel_args={'dt_split': True, 'scaled': False}, dtype=d),
+        (2, 4, 9),
+    ),
+    's4-sgconv': (
+        lambda d: S4(4, kernel='sgconv', d_state=2, l_max=8, kernel_args={'mode': 'sum'}, dtype=d),
+        (2, 4, 9),
+    ),
+    'gated': (lambda d: GatedLayer(S4(4, d_state=4, dtype=d), 4, dtype=d), (2, 4, 9)),
+    's5-block': (
+        lambda d: Residual(S5Gate(S5(4, d_state=8, dtype=d), gate='full_glu', dtype=d), 4, norm='scalar', dtype=d),
+        (2, 4, 9),
+    ),
+    'gss': (lambda d: GSS(4, d_ssm=2, d_state=8, dtype=d), (2, 4, 9)),
+    'gss-reverse': (lambda d: GSS(4, d_ssm=3, d_state=8, reverse=True, dtype=d), (2, 4, 9)),
+    'hybrid': (lambda d: GSSHybrid(4, 2, chunk=4, num_heads=2, d_ssm=2, d_state=8, dtype=d), (2, 4, 9)),
     'attention': (lambda d: LocalAttention(4, num_heads=2, chunk=4, dtype=d), (2, 4, 9)),
     'mega': (lambda d: Mega(4, d_state=4, dtype=d), (2, 4, 9)),
     'mega-two-sided': (lambda d: Mega(4, chunk=4, d_state=4, bidirectional=True, dtype=d), (2, 4, 9)),
-    'mega-laplace': (lambda d: Mega(4, d_state=4, attention='laplace', norm='scale', prenorm=False, dtype=d), (2, 4, 9)),
+    'mega-laplace': (
+        lambda d: Mega(4, d_state=4, attention='laplace', norm='scale', prenorm=False, dtype=d),
+        (2, 4, 9),
+    ),
     'mega-relu2': (
         lambda d: Mega(4, chunk=4, d_state=4, attention='relu2', max_length=4, norm='rms', dtype=d),
         (2, 4, 9),
@@ -44,7 +85,11 @@ LAYERS: dict[str, tuple[Callable[[torch.dtype], nn.Module], tuple[int, ...]]] = 
     'ckconv-1': (lambda d: CKConv(4, (7,), hidden=4, dtype=d), (2, 4, 7)),
     'ckconv-2': (lambda d: CKConv(4, (5, 6), hidden=4, dtype=d), (2, 4, 5, 6)),
 }
-CAUSAL = ('s4', 's4-lssl', 's5', 's5-full', 'liquid-pb', 'liquid-kb', 'gss', 'hybrid', 'attention', 'mega', 'mega-laplace', 'mega-relu2')
+CAUSAL = (
+    'liquid-allcombs', 'liquid-exact', 'lmu', 's4-untied', 's4-tridiagonal', 's4-dss', 'gated', 's5-block', 's4',
+    's4-lssl', 's5', 's5-full', 'liquid-pb', 'liquid-kb', 'gss', 'hybrid', 'attention', 'mega', 'mega-laplace',
+    'mega-relu2',
+)  # fmt: skip
 EVERY = pytest.mark.parametrize('name', LAYERS)
 
 
@@ -244,16 +289,17 @@ class TestReparametrizations:
         """Training works more than once, and evaluation follows changes of the original."""
         layer, x = make(name)
         kernel = layer.kernels[0]
-        weight = 'C'
+        weight = 'C' if hasattr(kernel, 'C') else 'weight'
+        original = f'{weight}_orig'
         prune.l1_unstructured(kernel, weight, 0.5)
         for _ in range(2):
             layer.train()
             layer(x).square().sum().backward()
-        assert kernel.C_orig.grad is not None
+        assert getattr(kernel, original).grad is not None
         layer.eval()
         with torch.no_grad():
             before = layer(x)
-            kernel.C_orig.mul_(2)
+            getattr(kernel, original).mul_(2)
             after = layer(x)
         prune.remove(kernel, weight)
         torch.testing.assert_close(after, fresh_output(layer, x), atol=1e-12, rtol=1e-12)

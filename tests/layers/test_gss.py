@@ -18,7 +18,7 @@ DOUBLE = torch.float64
 
 def gss(dtype: torch.dtype = DOUBLE) -> GSS:
     torch.manual_seed(0)
-    return GSS(8, reduce=2, expand=3, d_state=16, dtype=dtype)
+    return GSS(8, d_ssm=4, expand=3, d_state=16, dtype=dtype)
 
 
 def hybrid(dtype: torch.dtype = DOUBLE) -> GSSHybrid:
@@ -87,7 +87,7 @@ def test_the_hybrid_is_a_stack() -> None:
 
 
 def test_width_of_the_state_and_optimizer_groups() -> None:
-    """C/reduce features in the convolution; a and b train as SSM parameters."""
+    """H features in the convolution; a and b train as SSM parameters."""
     layer = GSS(16, d_state=8)
     assert layer.kernel.C.shape == (1, 4, 4, 2) and layer.out.weight.shape == (16, 64)
     rates = {id(p): (g['lr'], g['weight_decay']) for g in param_groups(layer, 0.01, 0.1) for p in g['params']}
@@ -96,8 +96,9 @@ def test_width_of_the_state_and_optimizer_groups() -> None:
 
 
 @pytest.mark.parametrize(('call', 'says'), [
-    (lambda: GSS(6, reduce=4), 'reduce=4 and d_model=6'),
-    (lambda: GSS(8, expand=0), 'expand must be at least 1, got 0'),
+    (lambda: GSS(6, d_ssm=0), 'expand=4 and d_ssm=0'),
+    (lambda: GSS(6, reverse=True).init_state(1), 'in reverse .* cannot stream'),
+    (lambda: GSS(8, expand=0), 'expand=0 and d_ssm=2'),
     (lambda: GSS(8, d_state=5), 'd_state must be even .* got 5'),
     (lambda: gss()(torch.zeros(8, 3)), r'\(batch, 8, length\), got shape \[8, 3\]'),
     (lambda: gss().step(torch.zeros(1, 7), {}), r'step expects \(batch, 8\), got shape \[1, 7\]'),

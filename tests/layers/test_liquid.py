@@ -186,7 +186,7 @@ def test_no_parameters_beyond_those_of_s4() -> None:
 
 @pytest.mark.parametrize(('call', 'says'), [
     (lambda: LiquidS4(3, degree=1), 'degree must be at least 2.*got 1'),
-    (lambda: LiquidS4(3, mode='polyb'), "unknown mode 'polyb': expected one of kb, pb"),
+    (lambda: LiquidS4(3, mode='polyb'), "unknown mode 'polyb': expected one of kb, pb, allcombs, exact"),
     (lambda: LiquidS4(3, kernel='sgconv'), "'sgconv' has no recurrence"),
     (lambda: LiquidS4(3, kernel='s6'), "unknown kernel 's6'"),
     (lambda: build().system(0.5), 'expected 1, got 0.5'),

@@ -144,7 +144,13 @@ def test_initialized_as_published() -> None:
     torch.manual_seed(0)
     layer = Mega(64, chunk=16)
     assert (layer.d_key, layer.d_value) == (16, 128)
-    for weight in (layer.value.weight, layer.gates.weight, layer.hidden.weight, layer.attention.bias.alpha, layer.scale):
+    for weight in (
+        layer.value.weight,
+        layer.gates.weight,
+        layer.hidden.weight,
+        layer.attention.bias.alpha,
+        layer.scale,
+    ):
         assert abs(weight.std() - 0.02) < 0.006
     assert all(not zero.any() for zero in (layer.value.bias, layer.gates.bias, layer.shift))
     assert abs(layer.average.omega.std() - 1) < 0.3
@@ -163,7 +169,7 @@ def test_any_length() -> None:
     (lambda: Mega(6, d_key=0), 'd_key=0 and d_value=12'),
     (lambda: Mega(6, d_state=0), 'd_state must be at least 1, got 0'),
     (lambda: Mega(6, attention='relu'), "unknown attention 'relu': expected one of softmax, laplace, relu2"),
-    (lambda: Mega(6, norm='group'), "unknown norm 'group': expected one of layer, scale, rms, batch"),
+    (lambda: Mega(6, norm='group'), "unknown norm 'group': expected one of layer, scale, scalar, rms, batch"),
     (lambda: Mega(6, max_length=0), 'max_length must be at least 1, got 0'),
     (lambda: mega(max_length=4)(torch.zeros(1, 6, 5, dtype=DOUBLE)), 'lags below 4, got 5 samples'),
     (lambda: MovingAverage(6, l_max=0), 'l_max must be at least 1.*got 0'),

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s4nd import S4, S4ND, load_published
+from s4nd import S4, S4ND
+from s4nd.interop import load_published_layer
 from tests import oracles
 from tests.golden_cases import load, published, tensor
 
@@ -37,7 +38,7 @@ def golden_layer(case: dict, dtype: torch.dtype, method: str) -> S4ND:
         dtype=dtype,
     )
     layer.method = method
-    load_published(layer, published(case, 'sd.'))
+    load_published_layer(layer, published(case, 'sd.'))
     return layer
 
 

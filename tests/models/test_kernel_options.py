@@ -70,7 +70,7 @@ def test_options_reach_every_kernel_and_the_hub(family: str, kernel: str, tmp_pa
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_wrong_option_is_named_beside_the_right_ones(family: str) -> None:
-    with pytest.raises(ValueError, match=r"kernel 'lmu' has no option \['window'\]: expected some of \['theta'\]"):
+    with pytest.raises(ValueError, match=r"kernel 'lmu' has no option \['window'\]: expected some of \[.*'theta'"):
         make(family, 'lmu', kernel_args={'window': 28})
     with pytest.raises(ValueError, match='theta must be'):
         make(family, 'lmu', kernel_args={'theta': -1})

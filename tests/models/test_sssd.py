@@ -60,7 +60,7 @@ def test_a_block_equals_the_explicit_formulas(length: int) -> None:
 def test_the_blocks_are_joined_by_skips() -> None:
     model, (values, mask) = make_model(), series()
     x, t = torch.randn_like(values), torch.tensor([1, 5, 10])
-    condition = model.step_embedding(step_features(t))
+    condition = model.step_embedding(step_features(t).float())
     known = torch.cat([values * mask, mask.float()], 1).transpose(1, 2)
     h0 = model.enter((values * mask + x * ~mask).transpose(1, 2)).relu()
     h1, skip1 = model.blocks[0](h0, known, condition)
@@ -139,7 +139,7 @@ def test_who_knows_the_noise_recovers_what_is_missing() -> None:
 
     def knowing(x: Tensor, t: Tensor, given: Tensor, observed: Tensor) -> Tensor:
         assert not given[~observed].any()
-        alpha_bar = model.diffusion.alpha_bar[t][:, None, None].to(x)
+        alpha_bar = model.diffusion.alpha_bar[t + 1][:, None, None].to(x)
         return (x - alpha_bar.sqrt() * values) / (1 - alpha_bar).sqrt()
 
     model.forward = knowing

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from s4nd import S4
 from s4nd.kernels import KERNELS, RecurrentKernel, make_kernel
 from s4nd.ops.recurrence import CHUNK, run_recurrence
 
@@ -61,3 +62,22 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         run_recurrence(kernel.advance, kernel.system(), torch.zeros(1, 2), kernel.init_state(1)['x'])
     with pytest.raises(ValueError, match=r'got \(3, 2, 5\) and \(1, 2, 2, 2\)'):
         run_recurrence(kernel.advance, kernel.system(), torch.zeros(3, 2, 5), kernel.init_state(1)['x'])
+
+
+@pytest.mark.parametrize('kernel', ['s4', 's4d', 'ema'])
+@torch.no_grad()
+def test_several_channels(kernel: str) -> None:
+    """Channel-major, over whole chunks and a rest."""
+    layer = S4(3, kernel=kernel, d_state=8, channels=2, dtype=torch.float64)
+    x = torch.randn(2, 3, 150, dtype=torch.float64)
+    y, state = layer(x, layer.init_state(2))
+    torch.testing.assert_close(y, layer(x), atol=1e-10, rtol=0)
+    first, state = layer(x[..., :100], layer.init_state(2))
+    second, _ = layer(x[..., 100:], state)
+    torch.testing.assert_close(torch.cat([first, second], -1), y, atol=1e-10, rtol=0)
+    x[..., 140] = torch.nan
+    y, _ = layer(x[..., :128], layer.init_state(2))
+    assert y.isfinite().all()
+    x[..., 70] = torch.nan
+    y, _ = layer(x, layer.init_state(2))
+    assert y[..., :70].isfinite().all() and y[..., 70:].isnan().all()

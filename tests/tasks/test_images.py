@@ -1,6 +1,7 @@
 """The image task: what the model sees, and what is counted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,19 @@ def test_streamed_batches_repeat_shard_and_reuse(folder: Path) -> None:
     assert [len(whole.shard(index, 2)) for index in (0, 1)] == [2, 1]
     seen = torch.cat([labels for index in (0, 1) for _, labels in whole.shard(index, 2)])
     assert seen.bincount().tolist() == [5, 5]
+
+
+def test_a_stream_depends_on_no_worker_and_goes_on_in_the_middle(folder: Path) -> None:
+    options = {'auto_augment': 'rand-m9-mstd0.5-inc1', 'random_erasing': 0.9, 'flip': True, 'repeats': 2}
+    task, config = stream(folder, **options)
+    train, other = task.splits.train, replace(config.data, workers=2)
+    whole = list(train.train_batches(config.data, seed=3))
+    for batches in (train.train_batches(other, seed=3), train.train_batches(config.data, seed=3)):
+        assert all(torch.equal(x, y) for x, y in zip(next(zip(*batches)), next(zip(*whole)), strict=True))
+    rest = list(train.train_batches(other, seed=3).skip(1))
+    assert len(rest) == len(whole) - 1 > 0
+    assert all(torch.equal(x, y) for (x, _), (y, _) in zip(rest, whole[1:], strict=True))
+    assert not torch.equal(whole[0][0][0], whole[0][0][1])  # copies of one picture are augmented differently
 
 
 def test_unreadable_files_of_a_stream_are_left_out_and_recorded(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,7 @@
 """Weights and states: whole or not at all, and never of another model."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from s4nd.training.checkpoint import (
     read_metadata,
     save_state,
     save_weights,
+    stored_args,
 )
 
 
@@ -92,3 +95,38 @@ def test_a_state_comes_back_and_runs_no_code(tmp_path: Path) -> None:
     torch.save({'evil': Path}, tmp_path / 'evil.pt')
     with pytest.raises(CheckpointError, match='not a training state'):
         load_state(tmp_path / 'evil.pt')
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    model, other = make(), make()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = value
+    save_weights(tmp_path / 'w.safetensors', model, {'model': 'small'})
+    name = next(iter(dict(model.named_parameters())))
+    with pytest.raises(CheckpointError, match=rf'w\.safetensors: {re.escape(name)} holds values that are not finite'):
+        load_weights(tmp_path / 'w.safetensors', other)
+    assert all(parameter.isfinite().all() for parameter in other.parameters())
+
+
+@pytest.mark.parametrize(
+    'args',
+    [
+        {'pretrained': True}, {'pretrained_cfg': {'url': 'http://127.0.0.1:9/x'}}, 
+        {'pretrained_cfg_overlay': {'file': 'a'}},
+        {'checkpoint_path': '/etc/passwd'}, {'cache_dir': '/tmp'}, {'encoder_pretrained': True}, {'scriptable': True},
+        {'encoder_args': {'pretrained': True}}, {'mixer_args': [{'hub_id': 'a'}]}, {'kernel': '/etc/passwd'},
+        {'kernel': 'http://127.0.0.1/x'}, {'kernel': '${oc.env:HOME}'}, [1], 'text',
+    ],
+)  # fmt: skip
+def test_weights_choose_no_keyword_that_opens_something(tmp_path: Path, args: object) -> None:
+    with pytest.raises(CheckpointError, match='its metadata'):
+        stored_args('w.safetensors', {'args': json.dumps(args)})
+    fine = {
+        'drop_path_rate': 0.1,
+        'img_size': [8, 8],
+        'kernel': 's4d',
+        'kernel_args': {'n_ssm': 2},
+        'pretrained': False,
+    }
+    assert stored_args('w.safetensors', {'args': json.dumps(fine)}) == fine

@@ -1,5 +1,10 @@
 """The loop: an interrupted run ends as an uninterrupted one, bad numbers stop it by name."""
 
+import re
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -8,19 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s4nd.data.images.options import ImageData
+from s4nd.options import ConfigError
 from s4nd.tasks import Task
 from s4nd.tasks.images import ImageConfig
-from s4nd.training.checkpoint import CheckpointError, load_weights
-from s4nd.training.config import ModelConfig, OptimConfig
+from s4nd.training.checkpoint import STATES, CheckpointError, load_state, load_weights, read_metadata
+from s4nd.training.config import ModelConfig, OptimConfig, SaveConfig, load_config
 from s4nd.training.loop import NonFiniteError, fit
+from s4nd.training.stopping import Interrupted
 
 
 class Batches:
-    def __init__(self, task: 'Line', epoch: int) -> None:
-        self.task, self.epoch = task, epoch
+    def __init__(self, task: 'Line', epoch: int, first: int = 0) -> None:
+        self.task, self.epoch, self.first = task, epoch, first
 
     def __len__(self) -> int:
-        return 6
+        return 6 - self.first
+
+    def skip(self, count: int) -> 'Batches':
+        return Batches(self.task, self.epoch, self.first + count)
 
     def shard(self, index: int, count: int) -> 'Batches':
         assert (index, count) == (0, 1)
@@ -28,13 +39,14 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(self.epoch)
-        for number in range(len(self)):
+        for number in range(6):
             if (self.epoch, number) == self.task.stop_at:
-                raise KeyboardInterrupt
+                self.task.stop()
             x = torch.randn(8, 4, generator=generator)
             if (self.epoch, number) == self.task.spoil_at:
                 x[0, 0] = float('nan')
-            yield x, x.sum(1, keepdim=True)
+            if number >= self.first:
+                yield x, x.sum(1, keepdim=True)
 
 
 class Line(Task):
@@ -52,6 +64,9 @@ class Line(Task):
     @classmethod
     def from_config(cls, config: ImageConfig) -> 'Line':
         return cls()
+
+    def stop(self) -> None:
+        raise KeyboardInterrupt
 
     def make_model(self, args: Mapping[str, object]) -> nn.Module:
         return Net(**args)
@@ -76,8 +91,8 @@ class Net(nn.Sequential):
 
 
 def settings(**options: object) -> ImageConfig:
-    averaging = {name: options.pop(name) for name in ('ema', 'accumulate') if name in options}
-    optim = OptimConfig(lr=0.01, warmup_epochs=0.5, **averaging)
+    names = [name for name in options if name in OptimConfig.__dataclass_fields__]
+    optim = OptimConfig(**{'lr': 0.01, 'warmup_epochs': 0.5, **{name: options.pop(name) for name in names}})
     config = ImageConfig(model=ModelConfig(name='net'), optim=optim, epochs=3, device='cpu', seed=5)
     for name, value in options.items():
         setattr(config, name, value)
@@ -113,7 +128,7 @@ def test_it_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     summary = fit(model, Line(), config, tmp_path)
     errors = [entry['error'] for entry in summary['history']]
     assert errors[-1] < 0.5 * errors[0] and summary['best']['error'] == min(errors)
-    names = {'config.yaml', 'last.safetensors', 'best.safetensors', 'resume.pt'}
+    names = {'config.yaml', 'metrics.csv', 'last.safetensors', 'best.safetensors', 'resume.pt', 'resume-before.pt'}
     assert {path.name for path in tmp_path.iterdir()} == names
     metadata = load_weights(tmp_path / 'last.safetensors', Net(), 'net')
     expected = {'task': 'image', 'model': 'net', 'format': '1', 'args': '{}', 'epoch': '20', 'unit': 'meters'}
@@ -194,12 +209,40 @@ def test_resuming_nothing_or_another_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match='nothing to resume'):
         fit(Net(), Line(), settings(resume=True), tmp_path)
     fit(Net(), Line(), settings(), tmp_path)
-    with pytest.raises(CheckpointError, match='is the run of net, expected web'):
-        fit(Net(), Line(), settings(resume=True, model=ModelConfig(name='web')), tmp_path)
     with pytest.raises(CheckpointError, match='does not fit net'):
         fit(Net(width=9), Line(), settings(resume=True), tmp_path)
-    with pytest.raises(CheckpointError, match=r'optim\.ema was off'):
-        fit(Net(), Line(), settings(resume=True, ema=0.9), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+        ({'model': ModelConfig(name='web')}, r"model\.name: .*resume\.pt was trained with 'net', .* to 'web'"),
+        ({'model': ModelConfig(name='net', args={'width': 9})}, r'model\.args\.width: .* with None, .* to 9'),
+        ({'ema': 0.9}, r'optim\.ema: .* with None, .* to 0\.9'),
+        ({'weight_decay': 5.0}, r'optim\.weight_decay: .* with 0\.05, .* to 5\.0'),
+        ({'name': 'sgd'}, r"optim\.name: .* with 'adamw', .* to 'sgd'"),
+        ({'seed': 6}, r'seed: .* with 5, .* to 6'),
+        ({'data': ImageData(batch_size=7)}, r'data\.batch_size: .* with 128, .* to 7'),
+    ],
+)
+def test_resuming_refuses_what_it_cannot_change(tmp_path: Path, changed: dict, message: str) -> None:
+    fit(Net(), Line(), settings(max_steps=3), tmp_path)
+    before = (tmp_path / 'config.yaml').read_text()
+    with pytest.raises(ConfigError, match=message):
+        fit(Net(), Line(), settings(resume=True, **changed), tmp_path)
+    assert (tmp_path / 'config.yaml').read_text() == before
+
+
+@pytest.mark.parametrize('schedule', ['constant', 'cosine'])
+def test_resuming_takes_another_learning_rate_and_end(tmp_path: Path, schedule: str) -> None:
+    options = {'schedule': schedule, 'warmup_epochs': 0.0}
+    fit(Net(), Line(), settings(max_steps=6, **options), tmp_path)
+    changed = {**options, 'lr': 0.02, 'epochs': 2}
+    summary = fit(Net(), Line(), settings(resume=True, **changed), tmp_path)
+    assert [entry['epoch'] for entry in summary['history']] == [1, 2] and summary['updates'] == 12
+    assert summary['history'][1]['lr'] == pytest.approx(0.02 if schedule == 'constant' else 1e-6, rel=1e-3)
+    saved = load_config(tmp_path / 'config.yaml')
+    assert (saved.optim.lr, saved.epochs, saved.resume) == (0.02, 2, False)
 
 
 def test_an_unknown_monitor(tmp_path: Path) -> None:
@@ -207,3 +250,145 @@ def test_an_unknown_monitor(tmp_path: Path) -> None:
     task.monitor = 'acuracy'
     with pytest.raises(ValueError, match=r"monitor 'acuracy' is not among its metrics: .*'error'"):
         fit(Net(), task, settings(), tmp_path)
+
+
+@pytest.mark.parametrize('bad', ['metric', 'average'])
+def test_a_bad_metric_or_average_is_never_saved(tmp_path: Path, bad: str) -> None:
+    class Bad(Line):
+        def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+            found = super().evaluate(model, device)
+            if self.evaluations < 2:
+                return found
+            if bad == 'average':
+                model[0].weight.fill_(float('nan'))
+                return found
+            return {**found, 'error': float('nan')}
+
+    names = ('last.safetensors', 'best.safetensors', 'resume.pt')
+    fit(Net(), Line(), settings(ema=0.9, max_steps=6), tmp_path / 'one')
+    with pytest.raises(NonFiniteError, match={'metric': 'error is nan', 'average': r'the average of 0\.weight'}[bad]):
+        fit(Net(), Bad(), settings(ema=0.9), tmp_path / 'bad')
+    state = load_state(tmp_path / 'bad' / 'resume.pt')
+    assert state['epoch'] == 1 and state['best']['epoch'] == 1
+    for name in names[:2]:
+        assert read_metadata(tmp_path / 'bad' / name)['epoch'] == '1'
+    summary = fit(Net(), Line(), settings(ema=0.9, resume=True), tmp_path / 'bad')
+    whole = fit(Net(), Line(), settings(ema=0.9), tmp_path / 'whole')
+    assert summary['history'] == whole['history']
+
+
+def test_two_states_are_kept_and_the_older_serves_where_the_newer_is_damaged(tmp_path: Path) -> None:
+    whole = Net()
+    fit(whole, Line(), settings(), tmp_path / 'whole')
+    fit(Net(), Line(), settings(max_steps=12), tmp_path / 'cut')
+    states = [load_state(tmp_path / 'cut' / name)['updates'] for name in STATES]
+    assert states == [12, 6]
+    (tmp_path / 'whole' / STATES[0]).write_bytes(b'half')
+    again = Net()
+    fit(again, Line(), settings(resume=True), tmp_path / 'whole')
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize('options', [{'ema': 0.9}, {'accumulate': 2}])
+def test_a_signal_saves_after_the_update_and_the_run_ends_equal(tmp_path: Path, number: int, options: dict) -> None:
+    class Told(Line):
+        def stop(self) -> None:
+            signal.raise_signal(number)
+
+    whole, parts = Net(), Net()
+    fit(whole, Line(), settings(**options), tmp_path / 'whole')
+    updates = 9 if 'ema' in options else 5
+    message = rf'interrupted by {signal.Signals(number).name}: saved after update {updates} of .*resume=true'
+    with pytest.raises(Interrupted, match=message) as caught:
+        fit(Net(), Told(stop_at=(1, 2)), settings(**options), tmp_path / 'parts')
+    assert caught.value.code == 128 + number and signal.getsignal(number) is not caught
+    fit(parts, Line(), settings(resume=True, **options), tmp_path / 'parts')
+    assert all(torch.equal(value, parts.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert {p.name for p in (tmp_path / 'parts').iterdir()} == {p.name for p in (tmp_path / 'whole').iterdir()}
+
+
+def test_a_signal_during_the_evaluation_loses_nothing(tmp_path: Path) -> None:
+    class Told(Line):
+        def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError('the evaluation went on')
+
+    with pytest.raises(Interrupted, match='saved after update 6 of 18'):
+        fit(Net(), Told(), settings(), tmp_path / 'parts')
+    parts, whole = Net(), Net()
+    again = fit(parts, Line(), settings(resume=True), tmp_path / 'parts')
+    assert again['history'] == fit(whole, Line(), settings(), tmp_path / 'whole')['history']
+    assert all(torch.equal(value, parts.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize('save', [SaveConfig(updates=2), SaveConfig(minutes=0)])
+def test_states_within_an_epoch_are_resumed_at_the_same_batch(tmp_path: Path, save: SaveConfig) -> None:
+    whole, parts = Net(), Net()
+    summary = fit(whole, Line(), settings(ema=0.5), tmp_path / 'whole')
+    with pytest.raises(KeyboardInterrupt):
+        fit(Net(), Line(stop_at=(1, 5)), settings(ema=0.5, save=save), tmp_path / 'parts')
+    state = load_state(tmp_path / 'parts' / 'resume.pt')
+    assert (state['epoch'], state['updates'], state['done']) == (1, *((10, 4) if save.updates else (11, 5)))
+    again = fit(parts, Line(), settings(ema=0.5, resume=True), tmp_path / 'parts')
+    assert all(torch.equal(value, parts.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert again['history'] == summary['history'] and again['best'] == summary['best']
+
+
+def test_a_run_stopped_before_its_first_state_begins_again(tmp_path: Path) -> None:
+    whole, again = Net(), Net()
+    fit(whole, Line(), settings(), tmp_path / 'whole')
+    with pytest.raises(KeyboardInterrupt):
+        fit(Net(), Line(stop_at=(0, 3)), settings(), tmp_path / 'parts')
+    fit(again, Line(), settings(resume=True), tmp_path / 'parts')
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_run_killed_between_its_files_writes_the_rest(tmp_path: Path) -> None:
+    fit(Net(), Line(), settings(), tmp_path)
+    for name in ('last.safetensors', 'best.safetensors', 'metrics.csv'):
+        (tmp_path / name).unlink()
+    fit(Net(), Line(), settings(resume=True), tmp_path)
+    assert (tmp_path / 'last.safetensors').is_file() and (tmp_path / 'metrics.csv').is_file()
+
+
+def test_one_run_at_a_time_and_no_rests_of_killed_ones(tmp_path: Path) -> None:
+    dead = subprocess.Popen(['true'])
+    dead.wait()
+    rest = tmp_path / f'.resume.{re.sub("[^a-zA-Z0-9_-]", "-", socket.gethostname())}.{dead.pid}.tmp.pt'
+    rest.write_bytes(b'half')
+    script = f'from s4nd.training.folder import claimed\nwith claimed({str(tmp_path)!r}): print(1, flush=True); input()'
+    other = subprocess.Popen([sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == '1\n'
+    assert not rest.exists()
+    with pytest.raises(ConfigError, match=f'is in use by process {other.pid} on .*: out=… writes elsewhere'):
+        fit(Net(), Line(), settings(), tmp_path)
+    other.kill()
+    other.wait()
+    fit(Net(), Line(), settings(), tmp_path)
+    assert not (tmp_path / '.lock').exists()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path: Path) -> None:
+    (tmp_path / 'file').write_text('')
+    task = Line()
+    with pytest.raises(OSError, match=r'cannot be written: .* \(disk /.*GB free\)'):
+        fit(Net(), task, settings(), tmp_path / 'file' / 'out')
+    assert task.evaluations == 0
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_older_state(tmp_path: Path) -> None:
+    """With a limit on the size of files, which fails as a full disk does: within a write."""
+    script = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.training.test_loop import Line, Net, fit, settings
+fit(Net(), Line(), settings(max_steps=6), {str(tmp_path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (70000, 70000))
+fit(Net(2000), Line(), settings(epochs=1), {str(tmp_path / 'wide')!r})
+"""
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=120)
+    last = done.stderr.strip().splitlines()[-1]
+    assert 'File too large' in last and 'GB free' in last and 'resume.pt' in last, done.stderr[-2000:]
+    assert {path.name for path in (tmp_path / 'wide').iterdir()} == {'config.yaml'}
+    assert load_state(tmp_path / 'resume.pt')['updates'] == 6

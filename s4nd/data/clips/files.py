@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from s4nd.data.clips.grid import ClipGrid
-from s4nd.data.images.files import SUFFIXES, UNREADABLE, decode
+from s4nd.data.images.files import SUFFIXES, ImageError, decode
 
 __all__ = ['VIDEO_SUFFIXES', 'ClipError', 'has_decoder', 'read_clip']
 
@@ -67,7 +67,7 @@ def _from_folder(folder: Path, times: Times, rate: float | None) -> tuple[Tensor
     for file in dict.fromkeys(shown):
         try:
             pictures[file] = decode(file.read_bytes())
-        except UNREADABLE as error:
+        except (ImageError, OSError) as error:
             raise ClipError(f'{file.name} cannot be read ({error})') from error
     sizes = sorted({tuple(picture.shape[1:]) for picture in pictures.values()})
     if len(sizes) > 1:

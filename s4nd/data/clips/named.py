@@ -14,7 +14,7 @@ import torch
 from s4nd.data.clips.files import VIDEO_SUFFIXES, has_decoder
 from s4nd.data.clips.options import VideoData
 from s4nd.data.clips.sets import ClipFiles, ClipSet
-from s4nd.data.folders import Member, check_found, existing, locate
+from s4nd.data.folders import Member, check_found, existing, locate, walk
 from s4nd.data.images.files import SUFFIXES
 from s4nd.data.images.named import fashion_mnist
 from s4nd.data.labeled import DataError, Splits, make_splits
@@ -50,7 +50,7 @@ def _files(data: VideoData, seed: int) -> tuple[ClipSet, ClipSet | None]:
         raise DataError(f'{root}: clips are read from an unpacked folder only')
     absent: dict[str, str] = {}
     if data.kind == 'folder':
-        members = sorted(_walk(root))
+        members = sorted(locate(_clips(root)))
     else:
         members, absent = _listed(data, root)
     check_found(root, [member.label for member in members], len(absent), 'clip')
@@ -78,18 +78,14 @@ def _files(data: VideoData, seed: int) -> tuple[ClipSet, ClipSet | None]:
     return train_set, test_set if test else None
 
 
-def _walk(root: Path) -> Iterator[Member]:
-    """Every video file, and every folder that holds image files, in a class folder."""
-    for path in root.rglob('*'):
-        if path.name.startswith('.'):
-            continue
-        if path.is_dir():
-            example = any(file.suffix.lower() in SUFFIXES for file in path.iterdir())
-        else:
-            example = path.suffix.lower() in VIDEO_SUFFIXES
-        member = locate(PurePosixPath(path.relative_to(root).as_posix())) if example else None
-        if member is not None:
-            yield member
+def _clips(root: Path) -> list[PurePosixPath]:
+    """Every video file, and every folder that holds image files."""
+    names = list(walk(root))
+    framed = {name.parent for name in names if name.suffix.lower() in SUFFIXES and (root / name).is_file()}
+    return [
+        name for name in names
+        if name in framed or (name.suffix.lower() in VIDEO_SUFFIXES and (root / name).is_file())
+    ]  # fmt: skip
 
 
 def _listed(data: VideoData, root: Path) -> tuple[list[Member], dict[str, str]]:

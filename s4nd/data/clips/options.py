@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from s4nd.options import option
+from s4nd.resolution import LARGEST_SIDE
 
 __all__ = ['VideoData']
 
@@ -21,7 +22,7 @@ class VideoData:
     split_files: str | None = option(None, 'hmdb51, ucf101: the folder of the official lists')
     split: int = option(1, 'hmdb51, ucf101: number of the split', low=1, high=3)
     stored_rate: float | None = option(None, 'folders of frames: frames per second as stored', low=0.01)
-    size: int = option(32, 'pixels per side in training', low=1)
+    size: int = option(32, 'pixels per side in training', low=1, high=LARGEST_SIDE)
     frame_rate: float = option(8.0, 'frames per second in training', low=0.01)
     seconds: float = option(2.0, 'duration of a clip', low=0.01)
     workers: int = option(4, 'files: loader processes', low=0)

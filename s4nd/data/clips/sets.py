@@ -133,8 +133,8 @@ class _Clips(Dataset):
     def __init__(self, clips: ClipFiles, view: ClipView) -> None:
         self.clips, self.view = clips, view
 
-    def __getitem__(self, index: int) -> tuple[Tensor | None, int, list[tuple[str, str | float]]]:
-        clips = self.clips
+    def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor | None, int, list[tuple[str, str | float]]]:
+        clips, (_, index) = self.clips, at
         found: list[tuple[str, str | float]] = []
         # In training, the next clip stands in for a broken one, so that a batch is as large as it should be.
         tries = 1 if self.view.seed is None else len(clips.paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -36,17 +37,21 @@ class Batches:
     ) -> None:
         self.images, self.labels, self.batch_size, self.seed = images, labels, min(batch_size, len(labels)), seed
         self.crop_padding, self.flip = crop_padding, flip
-        self.index, self.count = 0, 1
+        self.index, self.count, self.first = 0, 1, 0
 
     def __len__(self) -> int:
-        return len(self.labels) // self.batch_size // self.count
+        return len(self.labels) // self.batch_size // self.count - self.first
 
     def shard(self, index: int, count: int) -> Batches:
         """The share of process `index` of `count`: every count-th batch of the same epoch."""
-        part = Batches(
-            self.images, self.labels, self.batch_size, self.seed, crop_padding=self.crop_padding, flip=self.flip
-        )
+        part = copy(self)
         part.index, part.count = index, count
+        return part
+
+    def skip(self, count: int) -> Batches:
+        """The same batches without the first `count`."""
+        part = copy(self)
+        part.first += count
         return part
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -56,7 +61,7 @@ class Batches:
         offsets = torch.randint(0, 2 * self.crop_padding + 1, (total, 2), generator=generator)
         mirrored = torch.rand(total, generator=generator) < 0.5
         stored = self.images.numpy()
-        for number in range(len(self)):
+        for number in range(self.first, self.first + len(self)):
             start = (number * self.count + self.index) * self.batch_size
             window = slice(start, start + self.batch_size)
             chosen = order[window]
@@ -74,8 +79,8 @@ class ShownBatches:
     All processes show the same step at the same size.
     """
 
-    def __init__(self, batches: Any, sizes: Sequence[Size], seed: int) -> None:
-        self.batches, self.sizes, self.seed = batches, list(sizes), seed
+    def __init__(self, batches: Any, sizes: Sequence[Size], seed: int, first: int = 0) -> None:
+        self.batches, self.sizes, self.seed, self.first = batches, list(sizes), seed, first
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -84,8 +89,12 @@ class ShownBatches:
         """The share of process `index` of `count`."""
         return ShownBatches(self.batches.shard(index, count), self.sizes, self.seed)
 
+    def skip(self, count: int) -> ShownBatches:
+        """The same batches without the first `count`."""
+        return ShownBatches(self.batches.skip(count), self.sizes, self.seed, self.first + count)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Size]]:
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randint(len(self.sizes), (len(self),), generator=generator)
+        drawn = torch.randint(len(self.sizes), (self.first + len(self),), generator=generator)[self.first :]
         for (images, labels), number in zip(self.batches, drawn.tolist(), strict=True):
             yield images, labels, self.sizes[number]

@@ -10,39 +10,62 @@ import hashlib
 import io
 import json
 import logging
+import lzma
+import math
 import tarfile
+import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s4nd.data.folders import Member, check_found, existing, locate
+from s4nd.data.folders import Member, check_found, existing, is_hidden, locate, walk
 from s4nd.data.images.resize import resize, to_bytes, to_float
 from s4nd.data.images.sets import PixelSet
 from s4nd.data.labeled import DataError
+from s4nd.data.tars import LARGEST_FILE, files, link_target, open_tar
 from s4nd.files import write_atomically
 
-__all__ = ['SUFFIXES', 'UNREADABLE', 'decode', 'list_members', 'load_class_folders', 'place', 'read_idx']
+__all__ = [
+    'MAX_PIXELS',
+    'SUFFIXES',
+    'ImageError',
+    'decode',
+    'is_image',
+    'list_members',
+    'load_class_folders',
+    'read_idx',
+]
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.gif', '.ppm', '.pgm', '.tif', '.tiff'}
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-_CACHE_FORMAT = 1
+MAX_PIXELS = 1 << 26
+# Whatever the name of a file says: no other decoder is ever begun (that of EPS runs a program).
+_FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF', 'PPM', 'TIFF')
+_MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')
+_CACHE_FORMAT = 2
 
 
-def place(path: PurePosixPath) -> Member | None:
-    """Read split and class off a path under the root; None where it is no image or lies in no class folder."""
-    return locate(path) if path.suffix.lower() in SUFFIXES and not path.name.startswith('.') else None
+class ImageError(ValueError):
+    """Bytes that are not a picture which can be used, and why."""
 
 
-def load_class_folders(root: str | None, source_size: int | None, cache: str | None) -> dict[str, PixelSet]:
+def is_image(path: PurePosixPath) -> bool:
+    """Whether a path under the root is named as an image and is not hidden."""
+    return path.suffix.lower() in SUFFIXES and not is_hidden(path)
+
+
+def load_class_folders(
+    root: str | None, source_size: int | None, cache: str | None, max_pixels: int = MAX_PIXELS
+) -> dict[str, PixelSet]:
     """Decode every image under `root` into memory: {'train': …, 'test': …}, or {'': …} where there is one set only.
 
     source_size: side to which images are brought (center square, then area average or bicubic); None: all must be
@@ -56,26 +79,70 @@ def load_class_folders(root: str | None, source_size: int | None, cache: str | N
             return _read_cache(cached)
         except (SafetensorError, KeyError, TypeError) as error:
             logger.warning('%s is damaged (%s): decoding again', cached, error)
-    images: dict[Member, Tensor] = {}
+    images: dict[PurePosixPath, Tensor] = {}
     skipped: list[str] = []
-    for member, data in _contents(path):
-        try:
-            image = decode(data)
-        except UNREADABLE as error:
-            logger.warning('passed over %s in %s: %s', member.path, path, error)
-            skipped.append(member.path)
+    links: dict[PurePosixPath, PurePosixPath | None] = {}
+    for name, content in _contents(path):
+        if not isinstance(content, bytes):
+            links[name] = content
             continue
-        images[member] = _to_square(image, source_size) if source_size is not None else image
+        try:
+            image = decode(content, max_pixels)
+        except ImageError as error:
+            logger.warning('passed over %s in %s: %s', name, path, error)
+            skipped.append(str(name))
+            continue
+        images[name] = _to_square(image, source_size) if source_size is not None else image
+    for name, target in links.items():
+        while target in links:
+            target = links.pop(target) if target != name else None
+        if target in images:
+            images[name] = images[target]
+        else:
+            logger.warning('passed over %s in %s: a link to nothing that could be read', name, path)
+            skipped.append(str(name))
     sets = _assemble(path, images, tuple(sorted(skipped)))
     if cached is not None:
         _write_cache(cached, sets)
     return sets
 
 
-def decode(data: bytes) -> Tensor:
-    """Bytes of an image file to RGB bytes (3, H, W)."""
-    with Image.open(io.BytesIO(data)) as image:
-        return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Bytes of an image file to RGB bytes (3, H, W), turned as its EXIF says; 16 bits are scaled to 8.
+
+    Raises:
+        ImageError: no picture, of another format or mode, damaged, or of more than `max_pixels`.
+    """
+    if len(data) > LARGEST_FILE:
+        raise ImageError(f'{len(data)} bytes, expected at most {LARGEST_FILE}')
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of damaged metadata
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                if math.prod(image.size) > max_pixels:
+                    raise ImageError(f'{image.width} × {image.height} pixels, expected at most {max_pixels} in all')
+                return torch.from_numpy(_to_rgb(_turned(image), image.format)).permute(2, 0, 1)
+    except ImageError:
+        raise
+    except Exception as error:  # any: decoders raise what their parsing happens to run into
+        raise ImageError(str(error) or type(error).__name__) from error
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # any: damaged EXIF says nothing, and the picture is whole
+        return image
+
+
+def _to_rgb(image: Image.Image, format: str | None) -> np.ndarray:
+    if image.mode.startswith('I;16') or (image.mode == 'I' and format == 'PPM'):
+        gray = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
+        return np.repeat(np.rint(gray).astype(np.uint8)[..., None], 3, 2)
+    if image.mode not in _MODES:
+        raise ImageError(f"mode '{image.mode}' has no known range, expected 8 or 16 bits")
+    return np.array(image.convert('RGB'))
 
 
 def list_members(root: str | None) -> tuple[Path, list[Member]]:
@@ -83,33 +150,43 @@ def list_members(root: str | None) -> tuple[Path, list[Member]]:
     path = existing(root)
     if path.is_file():
         raise DataError(f'{path}: images can be streamed from an unpacked folder only, not from a tar')
-    members = sorted(member for member, _ in _walk(path))
+    members = sorted(locate(_images(path)))
     check_found(path, [member.label for member in members], 0)
     return path, members
 
 
-def _walk(path: Path) -> Iterator[tuple[Member, Path]]:
-    for file in sorted(path.rglob('*')):
-        member = place(PurePosixPath(file.relative_to(path).as_posix()))
-        if member is not None and file.is_file():
-            yield member, file
+def _images(path: Path) -> list[PurePosixPath]:
+    return [name for name in walk(path) if is_image(name) and (path / name).is_file()]
 
 
-def _contents(path: Path) -> Iterator[tuple[Member, bytes]]:
+def _contents(path: Path) -> Iterator[tuple[PurePosixPath, bytes | PurePosixPath | None]]:
+    """(path, bytes) of every image; of a link in an archive, (path, what it stands for)."""
     if path.is_dir():
-        for member, file in _walk(path):
-            yield member, file.read_bytes()
+        for name in _images(path):
+            yield name, _read(path / name)
         return
     try:
-        # One pass from front to back: a compressed tar allows nothing else at a bearable price.
-        with tarfile.open(path, 'r|*') as archive:
-            for entry in archive:
-                found = place(PurePosixPath(entry.name)) if entry.isfile() else None
-                content = archive.extractfile(entry) if found is not None else None
-                if found is not None and content is not None:
-                    yield found, content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+        with open_tar(path) as archive:
+            for name, entry in files(archive):
+                if not is_image(name):
+                    continue
+                if not entry.isfile():
+                    yield name, link_target(entry)
+                    continue
+                content = archive.extractfile(entry) if entry.size <= LARGEST_FILE else None
+                if content is None:
+                    logger.warning('%s in %s: %d bytes are more than an image has', name, path, entry.size)
+                yield name, b'' if content is None else content.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f'data.root: {path} is neither a folder nor a whole tar ({error})') from error
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes() if file.stat().st_size <= LARGEST_FILE else b''
+    except OSError as error:
+        logger.warning('%s cannot be read: %s', file, error.strerror)
+        return b''
 
 
 def _to_square(image: Tensor, size: int) -> Tensor:
@@ -120,8 +197,9 @@ def _to_square(image: Tensor, size: int) -> Tensor:
     return to_bytes(resize(to_float(square), size))[0]
 
 
-def _assemble(path: Path, images: dict[Member, Tensor], skipped: tuple[str, ...]) -> dict[str, PixelSet]:
-    check_found(path, [member.label for member in images], len(skipped))
+def _assemble(path: Path, images: dict[PurePosixPath, Tensor], skipped: tuple[str, ...]) -> dict[str, PixelSet]:
+    located = sorted(locate(list(images)))
+    check_found(path, [member.label for member in located], len(skipped))
     shapes = {tuple(image.shape[1:]) for image in images.values()}
     if len(shapes) > 1 or len(set(next(iter(shapes)))) > 1:
         found = ', '.join(f'{height}×{width}' for height, width in sorted(shapes)[:4])
@@ -130,7 +208,7 @@ def _assemble(path: Path, images: dict[Member, Tensor], skipped: tuple[str, ...]
             'set data.source_size to bring them to one, or data.stream=true to decode during training'
         )
     members: dict[str, list[Member]] = defaultdict(list)
-    for member in sorted(images):
+    for member in located:
         members[member.split].append(member)
     splits = [split for split in members if split] or ['']
     classes = tuple(sorted({member.label for member in members['train' if 'train' in splits else splits[0]]}))
@@ -141,13 +219,15 @@ def _assemble(path: Path, images: dict[Member, Tensor], skipped: tuple[str, ...]
         if strange:
             raise DataError(f"{path}: class '{strange[0]}' of {split} is not among the {len(classes)} of train")
         labels = torch.tensor([index[member.label] for member in members[split]])
-        sets[split] = PixelSet(torch.stack([images[member] for member in members[split]]), labels, classes, skipped)
+        sets[split] = PixelSet(
+            torch.stack([images[PurePosixPath(member.path)] for member in members[split]]), labels, classes, skipped
+        )
     return sets
 
 
 def _fingerprint(path: Path, source_size: int | None) -> str:
-    files = [path] if path.is_file() else [file for _, file in _walk(path)]
-    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    sources = [path] if path.is_file() else [path / name for name in _images(path)]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sources]
     text = json.dumps([_CACHE_FORMAT, str(path.resolve()), source_size, stats])
     return f'{path.name.split(".")[0]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
 

@@ -43,7 +43,7 @@ def load_images(data: ImageData, seed: int = 0) -> Splits[ImageSet | StreamSet]:
 
 
 def _class_folders(data: ImageData) -> tuple[PixelSet, PixelSet | None]:
-    sets = load_class_folders(data.root, data.source_size, data.cache)
+    sets = load_class_folders(data.root, data.source_size, data.cache, data.max_pixels)
     if '' in sets:
         return sets[''], None
     if 'train' not in sets:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s4nd.options import option
-from s4nd.resolution import parse_size
+from s4nd.resolution import LARGEST_SIDE, parse_size
 
 __all__ = ['ImageData']
 
@@ -21,12 +21,13 @@ class ImageData:
     root: str | None = option(None, "a folder or a tar of class folders, or the folder of the set's own files")
     download: bool = option(False, 'fetch cifar10, cifar100 or fashion_mnist into root')
     cache: str | None = option('out/cache', 'folder for decoded images; null: decode every time')
-    size: int = option(32, 'pixels per side in training', low=1)
+    size: int = option(32, 'pixels per side in training', low=1, high=LARGEST_SIDE)
     sizes: list[Any] = option([], 'sizes shown in training, 16 or 24x40; empty: `size`', parse=parse_size)
     stage_epochs: list[int] = option(
         [], 'epochs at each of `sizes` in turn; empty: each batch draws its size from `sizes`', low=1
     )
-    source_size: int | None = option(None, 'folder: side to which decoded images are brought', low=1)
+    source_size: int | None = option(None, 'folder: side to which decoded images are brought', low=1, high=LARGEST_SIDE)
+    max_pixels: int = option(1 << 26, 'files of more pixels are passed over', low=1)
     sequence: bool = option(False, 'read row by row, as height · width samples, for models of one axis')
     stream: bool = option(False, 'folder: decode during training (always so for imagenet)')
     workers: int = option(4, 'stream: loader processes', low=0)
@@ -34,7 +35,7 @@ class ImageData:
     val_fraction: float = option(0.0, 'share of each class held out of the training images', low=0, high=0.9)
     train_count: int = option(8000, 'shapes: scenes to train on', low=1)
     test_count: int = option(1000, 'shapes: scenes to evaluate on', low=1)
-    crop_padding: int = option(0, 'pixels of zeros around the source image before a random crop', low=0)
+    crop_padding: int = option(0, 'pixels of zeros around the source image before a random crop', low=0, high=4096)
     flip: bool = option(False, 'mirror images at random, left and right')
     mixup: float = option(0.0, 'mixup: parameter of the Beta distribution; 0: off', low=0)
     cutmix: float = option(0.0, 'cutmix: parameter of the Beta distribution; 0: off', low=0)

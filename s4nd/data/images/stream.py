@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from s4nd.data.folders import Member
-from s4nd.data.images.files import UNREADABLE, decode, list_members
+from s4nd.data.images.augment import training_transform
+from s4nd.data.images.files import MAX_PIXELS, ImageError, decode, list_members
 from s4nd.data.images.options import ImageData
 from s4nd.data.images.resize import resize, to_bytes, to_float
-from s4nd.data.labeled import NORMALIZATION, DataError
+from s4nd.data.labeled import DataError
 from s4nd.resolution import Size
+from s4nd.seeds import seeded
 
 __all__ = ['StreamBatches', 'StreamSet', 'load_stream']
 
@@ -37,6 +39,7 @@ class StreamSet:
     bad: set[str] = field(default_factory=set)  # grows as unreadable files are met
     channels: int = 3
     native_size: None = None
+    max_pixels: int = MAX_PIXELS
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -62,13 +65,9 @@ class StreamSet:
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(count, generator=generator)[: -(-count // data.repeats)]
         order = drawn.repeat_interleave(data.repeats)[:count]
-        mean, std = NORMALIZATION['imagenet']
-        transform = create_transform(
-            data.size, is_training=True, hflip=0.5 if data.flip else 0.0, auto_augment=data.auto_augment,
-            color_jitter=None,  # type: ignore[arg-type]  # timm takes it, and None draws nothing
-            interpolation='random', re_prob=data.random_erasing, re_mode='pixel', mean=mean, std=std,
-        )  # fmt: skip
-        return StreamBatches(self, order, _TrainView(transform), data.batch_size, data.workers, seed, whole=True)
+        return StreamBatches(
+            self, order, _TrainView(training_transform(data), seed), data.batch_size, data.workers, seed, whole=True
+        )
 
     def eval_batches(self, size: int | Size, crop_pct: float, batch_size: int, workers: int) -> StreamBatches:
         """Every image once: the central square of `crop_pct` of the shorter side, brought to `size`; bytes."""
@@ -79,9 +78,12 @@ class StreamSet:
 @dataclass(frozen=True)
 class _TrainView:
     transform: Any
+    seed: int
 
-    def __call__(self, image: Tensor) -> Tensor:
-        return self.transform(Image.fromarray(image.permute(1, 2, 0).numpy()))
+    def __call__(self, image: Tensor, place: int) -> Tensor:
+        # What is drawn belongs to the epoch and the place in it, whichever process does it.
+        with seeded(self.seed, place):
+            return self.transform(Image.fromarray(image.permute(1, 2, 0).numpy()))
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class _EvalView:
     size: int | Size
     crop_pct: float
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, place: int) -> Tensor:
         side = max(1, round(min(image.shape[-2:]) * self.crop_pct))
         top, left = (image.shape[-2] - side) // 2, (image.shape[-1] - side) // 2
         square = image[None, :, top : top + side, left : left + side]
@@ -100,13 +102,14 @@ class _Files(Dataset):
     def __init__(self, images: StreamSet, view: Any) -> None:
         self.images, self.view = images, view
 
-    def __getitem__(self, index: int) -> tuple[Tensor | None, int, list[str]]:
+    def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor | None, int, list[str]]:
+        place, index = at
         path = self.images.paths[index]
         try:
-            image = decode((self.images.root / path).read_bytes())
-        except UNREADABLE:
+            image = decode((self.images.root / path).read_bytes(), self.images.max_pixels)
+        except (ImageError, OSError):
             return None, -1, [path]
-        return self.view(image), int(self.images.labels[index]), []
+        return self.view(image, place), int(self.images.labels[index]), []
 
 
 def _collate(items: list[tuple[Tensor | None, int, list[Any]]]) -> tuple[Tensor | None, Tensor, list[Any]]:
@@ -118,7 +121,7 @@ def _collate(items: list[tuple[Tensor | None, int, list[Any]]]) -> tuple[Tensor 
 
 
 class Streamed(Protocol):
-    """A set of files as `StreamBatches` asks for it."""
+    """A set of files as `StreamBatches` asks for it: the data set maps (place in the epoch, number of the file)."""
 
     def dataset(self, view: Any) -> Dataset: ...
 
@@ -133,24 +136,29 @@ class StreamBatches:
     ) -> None:
         self.images, self.order, self.view, self.workers, self.seed = images, order, view, workers, seed
         self.whole, self.batch_size = whole, min(batch_size, len(order))
-        batches = list(order.split(self.batch_size))
+        batches = list(torch.arange(len(order)).split(self.batch_size))
         self.batches = batches[:-1] if whole and len(batches[-1]) < self.batch_size else batches
 
     def __len__(self) -> int:
         return len(self.batches)
 
+    def _with(self, batches: list[Tensor]) -> StreamBatches:
+        part = copy(self)
+        part.batches = batches
+        return part
+
     def shard(self, index: int, count: int) -> StreamBatches:
         """The share of process `index` of `count`; with `whole`, every process has as many."""
-        part = StreamBatches(
-            self.images, self.order, self.view, self.batch_size, self.workers, self.seed, whole=self.whole
-        )
-        part.batches = self.batches[index : len(self) - len(self) % count if self.whole else None : count]
-        return part
+        return self._with(self.batches[index : len(self) - len(self) % count if self.whole else None : count])
+
+    def skip(self, count: int) -> StreamBatches:
+        """The same batches without the first `count`."""
+        return self._with(self.batches[count:])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(
             self.images.dataset(self.view),
-            batch_sampler=[batch.tolist() for batch in self.batches],
+            batch_sampler=[list(zip(batch.tolist(), self.order[batch].tolist())) for batch in self.batches],
             collate_fn=_collate,
             num_workers=self.workers,
             generator=torch.Generator().manual_seed(self.seed),
@@ -173,13 +181,15 @@ def load_stream(data: ImageData) -> tuple[StreamSet, StreamSet | None]:
         raise DataError(f'{root}: found {sorted(splits)} images but no train folder')
     classes = tuple(sorted({member.label for member in train}))
     test = [member for member in members if member.split == 'test'] if 'train' in splits else []
-    return _stream_set(root, train, classes), _stream_set(root, test, classes) if test else None
+    limit = data.max_pixels
+    return _stream_set(root, train, classes, limit), _stream_set(root, test, classes, limit) if test else None
 
 
-def _stream_set(root: Path, members: list[Member], classes: tuple[str, ...]) -> StreamSet:
+def _stream_set(root: Path, members: list[Member], classes: tuple[str, ...], max_pixels: int) -> StreamSet:
     index = {name: number for number, name in enumerate(classes)}
     strange = sorted({member.label for member in members} - index.keys())
     if strange:
         raise DataError(f"{root}: class '{strange[0]}' is not among the {len(classes)} training classes")
     labels = torch.tensor([index[member.label] for member in members])
-    return StreamSet(root, tuple(member.path for member in members), labels, classes)
+    paths = tuple(member.path for member in members)
+    return StreamSet(root, paths, labels, classes, max_pixels=max_pixels)

@@ -133,6 +133,10 @@ class MovingBatches:
         """The share of process `index` of `count`."""
         return MovingBatches(self.clips, self.grid, self.parts[index::count])
 
+    def skip(self, count: int) -> MovingBatches:
+        """The same batches without the first `count`."""
+        return MovingBatches(self.clips, self.grid, self.parts[count:])
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for part in self.parts:
             clips = self.clips.select(part)

@@ -4,14 +4,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from audio.generation.sampling import Sampling, sample_diffusion
 from audio.models import DIFFUSION_NAME, build_model
-from audio.models.denoiser import DiffusionSaShiMi
+from audio.models.denoiser import DenoisingBackbone, DiffusionSaShiMi
 from s4nd.diffusion import step_features
+from s4nd.models.sequence import S4Block
 from s4nd.training.checkpoint import load_weights, read_metadata, save_weights
 
 ARGS = {'d_model': 4, 'n_layers': 1, 'pool': [2, 2], 'd_state': 4, 'condition': 8, 'steps': 10}
@@ -23,6 +25,50 @@ def model(num_classes: int | None = None, trained: bool = True) -> DiffusionSaSh
     if trained:  # the last map begins at zero
         nn.init.normal_(model.leave[-1].weight)
     return model
+
+
+def vocoder() -> DiffusionSaShiMi:
+    torch.manual_seed(0)
+    found = DiffusionSaShiMi(**ARGS, mel=(2, 2)).eval()
+    nn.init.normal_(found.leave[-1].weight)
+    return found
+
+
+@torch.no_grad()
+def test_a_condition_reaches_every_block() -> None:
+    backbone = DenoisingBackbone(4, 2, (2, 2), mixer_args={'d_state': 4}, condition=3).double()
+    x, condition = torch.randn(2, 8, 4, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    y = backbone(x, condition)
+    moved = backbone(x, condition + torch.tensor([[0.0], [1.0]]))
+    torch.testing.assert_close(moved[0], y[0], atol=1e-10, rtol=0)
+    assert (moved[1] - y[1]).abs().max() > 1e-3
+    blocks = [module for module in backbone.modules() if isinstance(module, S4Block)]
+    assert len(blocks) == 2 * 2 * 2 + 2
+    for block in blocks:
+        kept = block.condition.weight.clone()
+        block.condition.weight.zero_()
+        assert (backbone(x, condition) - y).abs().max() > 1e-9
+        block.condition.weight.copy_(kept)
+
+
+@torch.no_grad()
+def test_a_vocoder_follows_its_spectrogram(tmp_path: Path) -> None:
+    mel = torch.randn(2, 80, 5)
+    np.save(tmp_path / 'mel.npy', mel.numpy())
+    sampling = Sampling(length=18, batch=2, steps=3, mel=mel)
+    drawn = sample_diffusion(vocoder(), sampling)
+    assert torch.equal(drawn, sample_diffusion(vocoder(), replace(sampling, mel=str(tmp_path / 'mel.npy'))))
+    other = sample_diffusion(vocoder(), replace(sampling, mel=mel.flip(0)))
+    assert drawn.isfinite().all() and not torch.allclose(drawn, other)
+
+
+@pytest.mark.parametrize('length', [9, 16])
+def test_silence_has_finite_predictions_and_gradients(length: int) -> None:
+    """The scalar norm has no epsilon: a vector of equal features must not become NaN."""
+    denoiser = model()
+    y = denoiser(torch.zeros(2, length), torch.tensor([1, 7]))
+    y.sum().backward()
+    assert y.isfinite().all() and all(p.grad.isfinite().all() for p in denoiser.parameters())
 
 
 def test_the_untrained_model_predicts_no_noise() -> None:
@@ -57,11 +103,11 @@ def test_every_parameter_has_a_gradient() -> None:
     assert [name for name, p in denoiser.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
-def test_step_features_are_the_published_ones() -> None:
+def test_step_features_are_those_of_the_released_code() -> None:
     features = step_features(torch.tensor([7]))
-    assert features.shape == (1, 128) and features.dtype == torch.float32
+    assert features.shape == (1, 128)
     for i in (0, 21, 63):
-        phase = torch.tensor(7 * 10 ** (i * 4 / 63), dtype=torch.float64)
+        phase = torch.tensor(7 * 10 ** (i * -4 / 63), dtype=torch.float64)
         assert float(features[0, i]) == pytest.approx(float(phase.sin()), abs=1e-6)
         assert float(features[0, 64 + i]) == pytest.approx(float(phase.cos()), abs=1e-6)
 
@@ -87,7 +133,7 @@ def test_the_short_sampler_ends_at_the_signal_it_predicts() -> None:
 
     denoiser.register_forward_hook(remember)
     out = sample_diffusion(denoiser, Sampling(length=9, batch=2, steps=3))
-    assert last['t'].tolist() == [2, 2]
+    assert last['t'].tolist() == [1, 1]
     alpha_bar = denoiser.diffusion.alpha_bar[2]
     expected = (last['x'] - (1 - alpha_bar).sqrt() * last['noise']) / alpha_bar.sqrt()
     torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=1e-5)
@@ -113,9 +159,15 @@ def test_a_checkpoint_carries_the_schedule(tmp_path: Path) -> None:
         (lambda: sample_diffusion(model(3), Sampling(length=5, label=torch.tensor([3]))), r'from 0 to 2, got \[3\]'),
         (lambda: sample_diffusion(model(), Sampling(length=5, label=torch.tensor([0]))), 'without classes'),
         (lambda: model()(torch.zeros(2, 3, 4), torch.tensor([1, 1])), r'expected \(batch, length\)'),
-        (lambda: model()(torch.zeros(2, 3), torch.tensor([1])), 'one level per row'),
+        (lambda: model()(torch.zeros(2, 3), torch.tensor([1])), 'one step per row'),
         (lambda: DiffusionSaShiMi(num_classes=0), 'num_classes must be at least 1'),
         (lambda: DiffusionSaShiMi(condition=0), 'condition must be at least 1'),
+        (lambda: DiffusionSaShiMi(mel=(2,)), r'mel must be two factors of at least 1.*got \(2,\)'),
+        (lambda: DiffusionSaShiMi(length=3), 'length must be at least the product of the pools, 16, got 3'),
+        (lambda: model()(torch.zeros(1, 3), torch.tensor([1]), mel=torch.zeros(1, 80, 9)), 'takes no mel'),
+        (lambda: vocoder()(torch.zeros(1, 3), torch.tensor([1])), r'needs a spectrogram'),
+        (lambda: vocoder()(torch.zeros(1, 17), torch.tensor([1]), mel=torch.zeros(1, 80, 4)), 'which makes 16'),
+        (lambda: sample_diffusion(vocoder(), Sampling(length=5, mel='none.npy')), 'none.npy cannot be read'),
         (lambda: DiffusionSaShiMi(steps=0), 'steps must be at least 1'),
     ],
 )

@@ -34,7 +34,7 @@ def test_a_flat_model_is_the_nested_one() -> None:
         (lambda: SaShiMi(krenel='s4d'), "SaShiMi takes no 'krenel'; did you mean 'kernel'"),
         (lambda: SaShiMi(n_layer=2), "SaShiMi takes no 'n_layer'; did you mean 'n_layers'"),
         (lambda: SaShiMi(bidirectional=True), "SaShiMi takes no 'bidirectional'"),
-        (lambda: DiffusionSaShiMi(unet=False), "DiffusionSaShiMi takes no 'unet'"),
+        (lambda: DiffusionSaShiMi(bidirectional=True), "DiffusionSaShiMi takes no 'bidirectional'"),
         (lambda: DiffusionSaShiMi(d_stat=4), "did you mean 'd_state'"),
         (lambda: WaveClassifier(3, 64, dimz=(2, 3)), "WaveClassifier takes no 'dimz'; did you mean 'dims'"),
         (lambda: WaveClassifier(3, 64, n_smm=3), "did you mean 'n_ssm'"),

@@ -12,7 +12,6 @@ from audio.models.keywords import model_keywords
 from audio.models.sashimi import SaShiMi, ordered_codes
 from s4nd import hippo
 from s4nd.layers import S4
-from s4nd.models.sequence import S4Block
 
 
 def backbone(
@@ -250,28 +249,6 @@ def test_bad_labels(num_classes: int | None, label: Tensor | None, message: str)
             model.step(tokens[:, 0], model.init_state(2), label=label)
 
 
-@torch.no_grad()
-def test_a_condition_reaches_every_block() -> None:
-    model = backbone(bidirectional=True, unet=True, n_layers=2, condition=3)
-    x, condition = torch.randn(2, 8, 4, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
-    y = model(x, condition=condition)
-    moved = model(x, condition=condition + torch.tensor([[0.0], [1.0]]))
-    torch.testing.assert_close(moved[0], y[0], atol=1e-10, rtol=0)
-    assert (moved[1] - y[1]).abs().max() > 1e-3
-    blocks = [module for module in model.modules() if isinstance(module, S4Block)]
-    assert len(blocks) == 2 * 2 * 2 + 2
-    for block in blocks:
-        kept = block.condition.weight.clone()
-        block.condition.weight.zero_()
-        assert (model(x, condition=condition) - y).abs().max() > 1e-9
-        block.condition.weight.copy_(kept)
-    for wrong in (None, condition[:1], condition[:, :2]):
-        with pytest.raises(ValueError, match=r'expected a condition of shape \(2, 3\), got'):
-            model(x, condition=wrong)
-    with pytest.raises(ValueError, match=r'expected a condition of shape None, got \(2, 3\)'):
-        backbone(bidirectional=True)(x, condition=condition)
-
-
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
@@ -285,8 +262,7 @@ def test_a_condition_reaches_every_block() -> None:
         ({'kernel': 's6'}, "'s6'"),
         ({'init': 'zeros'}, "'zeros'"),
         ({'dt_min': -1.0}, 'dt_min'),
-        ({'condition': 3}, 'model bidirectional, got 3'),
-        ({'condition': 0, 'bidirectional': True}, 'condition must be at least 1'),
+        ({'norm': 'group'}, "unknown norm 'group'"),
     ],
 )
 def test_bad_arguments(options: dict[str, object], message: str) -> None:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from s4nd.data import DataError, PixelSet, load_images
-from s4nd.data.folders import Member
-from s4nd.data.images.files import load_class_folders, place
+from s4nd.data.folders import Member, locate
+from s4nd.data.images.files import ImageError, decode, list_members, load_class_folders
 from s4nd.data.images.options import ImageData
 
 
@@ -49,20 +49,126 @@ def test_a_tar_holds_the_same_set_as_its_folder(root: Path, tmp_path: Path, suff
 
 
 @pytest.mark.parametrize(
-    ('path', 'member'),
+    ('paths', 'found'),
     [
-        ('train/cat/1.jpg', ('train', 'cat')),
-        ('a/b/val/cat/deep/er/1.PNG', ('test', 'cat')),
-        ('cat/1.jpg', ('', 'cat')),
-        ('wrapper/cat/1.jpg', ('', 'cat')),
-        ('1.jpg', None),
-        ('train/1.jpg', None),
-        ('train/cat/1.txt', None),
-        ('train/cat/._1.jpg', None),
+        (['train/cat/1.jpg', 'val/cat/deep/er/1.PNG'], [('train', 'cat'), ('test', 'cat')]),
+        (['a/b/train/cat/1.jpg', 'a/b/val/dog/1.jpg'], [('train', 'cat'), ('test', 'dog')]),
+        (['cat/1.jpg', 'dog/1.jpg'], [('', 'cat'), ('', 'dog')]),
+        (['cat/2020/1.png', 'dog/x/y/1.png'], [('', 'cat'), ('', 'dog')]),
+        (['wrapper/cat/1.jpg', 'wrapper/dog/1.jpg'], [('', 'cat'), ('', 'dog')]),
+        (['train/1.jpg', 'plane/1.jpg'], [('', 'train'), ('', 'plane')]),
+        (['train/2020/1.jpg', 'plane/1.jpg'], [('', 'train'), ('', 'plane')]),
+        (['train/1.jpg', 'valid/1.jpg'], [('', 'train'), ('', 'valid')]),
+        (['train/train/1.jpg', 'train/valid/1.jpg', 'test/train/1.jpg'],
+         [('train', 'train'), ('train', 'valid'), ('test', 'train')]),
+        (['1.jpg', 'cat/1.jpg', 'dog/1.jpg'], [('', 'cat'), ('', 'dog')]),
+        (['train/1.jpg', 'train/cat/1.jpg', 'test/cat/1.jpg'], [('train', 'cat'), ('test', 'cat')]),
+        (['train/cat/1.jpg', 'test/cat/1.jpg', 'unlabeled/1.jpg'], [('train', 'cat'), ('test', 'cat')]),
+        (['1.jpg'], []),
     ],
-)
-def test_split_and_class_follow_from_the_path(path: str, member: tuple[str, str] | None) -> None:
-    assert place(PurePosixPath(path)) == (None if member is None else Member(*member, path))
+)  # fmt: skip
+def test_split_and_class_follow_from_the_paths(paths: list[str], found: list[tuple[str, str]]) -> None:
+    assert [(member.split, member.label) for member in locate([PurePosixPath(path) for path in paths])] == found
+
+
+def test_folders_are_walked_as_torchvision_does(tmp_path: Path) -> None:
+    root = tmp_path / 'set'
+    for name in ('cat/2020/1.png', 'cat/.2.png', '.ipynb_checkpoints/1.png', 'cat/.hidden/1.png', '__MACOSX/cat/1.png'):
+        write(root / name, 1)
+    write(tmp_path / 'elsewhere' / 'deep' / '1.png', 2)
+    (root / 'dog').symlink_to(tmp_path / 'elsewhere')
+    (root / 'cat' / 'circle').symlink_to(root)
+    (root / 'cat' / 'folder.png').mkdir()
+    images = load_class_folders(str(root), None, None)['']
+    assert images.classes == ('cat', 'dog') and images.labels.tolist() == [0, 1]
+    assert list_members(str(root))[1] == [Member('', 'cat', 'cat/2020/1.png'), Member('', 'dog', 'dog/deep/1.png')]
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize('format', ['PNG', 'TIFF', 'PPM'])
+def test_sixteen_bits_are_scaled(format: str) -> None:
+    values = np.array([[0, 128, 257], [30000, 65407, 65535]], np.uint16)
+    expected = np.rint(values / 257).astype(int)
+    shown = decode(encoded(Image.fromarray(values), format))
+    assert shown.shape == (3, 2, 3) and all((channel.numpy() == expected).all() for channel in shown)
+
+
+@pytest.mark.parametrize('values', [np.zeros((2, 2), np.int32), np.zeros((2, 2), np.float32)])
+def test_modes_of_no_known_range_are_refused(values: np.ndarray) -> None:
+    with pytest.raises(ImageError, match=r"mode '[IF]' has no known range"):
+        decode(encoded(Image.fromarray(values), 'TIFF'))
+
+
+def test_only_the_formats_on_the_list_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('subprocess.check_call', lambda *_, **__: pytest.fail('a program was begun'))
+    picture = Image.new('RGB', (4, 4), 'red')
+    for format in ('EPS', 'ICO', 'AVIF', 'DDS', 'TGA', 'PCX', 'SGI', 'PDF'):
+        with pytest.raises(ImageError, match='cannot identify'):
+            decode(encoded(picture, format))
+
+
+@pytest.mark.parametrize(('turn', 'expected'), [(1, [1, 2]), (3, [2, 1]), (6, [1, 2]), (8, [2, 1])])
+def test_pictures_are_turned_as_their_exif_says(turn: int, expected: list[int]) -> None:
+    picture, exif = Image.fromarray(np.array([[[1] * 3, [2] * 3]], np.uint8)), Image.Exif()
+    exif[0x0112] = turn
+    shown = decode(encoded(picture, 'PNG', exif=exif))
+    assert shown.shape == ((3, 2, 1) if turn > 4 else (3, 1, 2)) and shown[0].flatten().tolist() == expected
+
+
+def test_pictures_of_too_many_pixels_are_passed_over(root: Path) -> None:
+    write(root / 'train' / 'ant' / '9.png', 1, size=(7, 6))
+    data = ImageData(kind='folder', root=str(root), cache=None, max_pixels=36)
+    assert load_images(data).skipped == ['train/ant/9.png']
+    with pytest.raises(ImageError, match=r'10000 × 10000 pixels, expected at most 67108864'):
+        decode(encoded(Image.new('1', (10000, 10000)), 'PNG'))
+
+
+def archive(root: Path, format: int = tarfile.GNU_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode='w', format=format) as tar:
+        tar.add(root, '.')
+    return buffer.getvalue()
+
+
+def test_every_cut_of_a_tar_is_refused(root: Path, tmp_path: Path) -> None:
+    whole = archive(root)
+    end = len(whole.rstrip(b'\0')) // 512 * 512 + 512
+    for length in [*range(0, end, 512), *range(100, end, 1111)]:
+        (tmp_path / 'cut.tar').write_bytes(whole[:length])
+        with pytest.raises(DataError, match='neither a folder nor a whole tar'):
+            load_class_folders(str(tmp_path / 'cut.tar'), None, None)
+
+
+def test_links_in_a_tar_are_the_pictures_they_stand_for(root: Path, tmp_path: Path) -> None:
+    (root / 'train' / 'bee' / '7.png').hardlink_to(root / 'train' / 'ant' / '0.png')
+    (root / 'train' / 'bee' / '8.png').symlink_to('../ant/1.png')
+    (root / 'train' / 'bee' / '9.png').symlink_to('/etc/passwd')
+    (tmp_path / 'a.tar').write_bytes(archive(root))
+    found = load_class_folders(str(tmp_path / 'a.tar'), None, None)['train']
+    assert found.skipped == ('train/bee/9.png',) and len(found.labels) == 10
+    assert torch.equal(found.images[-2:], found.images[:2])
+
+
+def test_a_member_that_expands_to_gigabytes_is_not_read(root: Path, tmp_path: Path) -> None:
+    import gzip
+    import resource
+
+    with gzip.open(tmp_path / 'a.tar.gz', 'wb', compresslevel=1) as file, tarfile.open(fileobj=file, mode='w') as tar:
+        entry = tarfile.TarInfo('train/ant/big.png')
+        entry.size = 1 << 29
+        file.write(entry.tobuf())
+        for _ in range(1 << 9):
+            file.write(bytes(1 << 20))
+        tar.offset = file.tell()
+        tar.add(root, '.')
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert load_class_folders(str(tmp_path / 'a.tar.gz'), None, None)['train'].skipped == ('train/ant/big.png',)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
 
 def test_the_cache_notices_changes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +176,7 @@ def test_the_cache_notices_changes(root: Path, tmp_path: Path, monkeypatch: pyte
     first = load_class_folders(str(root), None, str(cache))
     assert len(list(cache.iterdir())) == 1
     with monkeypatch.context() as patch:
-        patch.setattr('s4nd.data.images.files.decode', lambda data: pytest.fail('decoded again'))
+        patch.setattr('s4nd.data.images.files.decode', lambda *_: pytest.fail('decoded again'))
         second = load_class_folders(str(root), None, str(cache))
     assert all(same(first[split], second[split]) for split in first)
     write(root / 'train' / 'ant' / '9.png', 99)

@@ -1,0 +1,51 @@
+"""Archives of examples: read from front to back, whole or not at all."""
+
+from __future__ import annotations
+
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+__all__ = ['LARGEST_FILE', 'link_target', 'open_tar', 'plain_name']
+
+LARGEST_FILE = 1 << 28  # bytes of an example; a few megabytes of an archive may expand to any number
+
+
+class _Info(tarfile.TarInfo):
+    """A header; one that is missing or damaged is an error, where tarfile takes it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f'the archive ends, or is damaged, at byte {tar.offset}: {error}') from error
+
+
+def open_tar(path: str | Path) -> tarfile.TarFile:
+    """A tar (.tar, .tar.gz, .tar.xz, …) to be read in one pass: a compressed one allows nothing else at a fair price.
+
+    Iterating raises tarfile.TarError, EOFError or OSError where the archive does not go on to its end.
+    """
+    return tarfile.open(path, 'r|*', tarinfo=_Info)
+
+
+def plain_name(name: str) -> PurePosixPath | None:
+    """A member's path under the root; None where it leads out of it."""
+    path = PurePosixPath(posixpath.normpath(name))
+    return None if path.is_absolute() or '..' in path.parts else path
+
+
+def link_target(entry: tarfile.TarInfo) -> PurePosixPath | None:
+    """The member that a hard or symbolic link stands for; None where it leads out of the archive."""
+    folder = '' if entry.islnk() else posixpath.dirname(entry.name)
+    return plain_name(posixpath.join(folder, entry.linkname))
+
+
+def files(archive: tarfile.TarFile) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo]]:
+    """(path, entry) of the files and links that lie under the root."""
+    for entry in archive:
+        path = plain_name(entry.name)
+        if path is not None and (entry.isfile() or entry.islnk() or entry.issym()):
+            yield path, entry
