@@ -11,9 +11,11 @@ percent: ‖û - u‖ / ‖u‖, lower is better.
 `figures`: which pixels of a scene of `ShapeSet` (a disc or a cross) belong to the figure. Intersection over union in
 percent, higher is better.
 
-Each model has two rows: `direct` runs on the grid of the input; `resized` averages the input to 16 × 16, runs there and
-interpolates the output (bicubic) to the grid of the input. The fno is that of the package neuraloperator, which must be
-installed for it; the models have about as many parameters, the same inputs (with coordinates), loss and steps.
+Each model has these rows: `direct` runs on the grid of the input; `resized` averages the input to 16 × 16, runs there
+and interpolates the output (bicubic) to the grid of the input; `resized_odd` continues the output beyond the edge with
+the opposite sign before that, which suits an output of 0 at the edge (darcy). The fno is that of the package
+neuraloperator, which must be installed for it. The models have about as many parameters, the same inputs (with
+coordinates), loss and steps.
 """
 
 import math
@@ -156,6 +158,21 @@ def resized(model: nn.Module, x: Tensor) -> Tensor:
     return F.interpolate(direct(model, resize(x, TRAINED)), x.shape[2:], mode='bicubic', align_corners=False)
 
 
+def resized_odd(model: nn.Module, x: Tensor) -> Tensor:
+    output, beyond = direct(model, resize(x, TRAINED)), 4
+    for dim in (2, 3):
+        ends = [-output.narrow(dim, start, beyond).flip(dim) for start in (0, TRAINED - beyond)]
+        output = torch.cat([ends[0], output, ends[1]], dim)
+    times = [size // TRAINED for size in x.shape[2:]]
+    sizes = [output.shape[2] * times[0], output.shape[3] * times[1]]
+    fine = F.interpolate(output, sizes, mode='bicubic', align_corners=False)
+    rows, columns = (slice(beyond * n, -beyond * n) for n in times)
+    return fine[..., rows, columns]
+
+
+WAYS = {'darcy': (direct, resized, resized_odd), 'figures': (direct, resized)}
+
+
 def train(model: nn.Module, x: Tensor, y: Tensor, loss: Callable, epochs: int, seed: int) -> None:
     optimizer = torch.optim.AdamW(s4nd.param_groups(model, lr=4e-3, weight_decay=0.01, ssm_lr=2e-3))
     total = epochs * (len(x) // 25)
@@ -196,11 +213,11 @@ def main(chosen: dict[str, str]) -> None:
             model = make(name, shown[TRAINED][0].shape[1] + 2)
             train(model, *shown[TRAINED], loss, int(chosen['epochs']), seed)
             model.eval()
-            for way in (direct, resized):
+            for way in WAYS[chosen['problem']]:
                 for size in SIZES:
                     cells.setdefault((way.__name__, size), []).append(measure(model, way, *held_out[size], score))
         parameters = sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters())
-        for way in ('direct', 'resized'):
+        for way in (way.__name__ for way in WAYS[chosen['problem']]):
             row = {'model': name, 'run': way, 'parameters': parameters}
             for size in SIZES:
                 values, times = zip(*cells[way, size], strict=True)
