@@ -31,7 +31,8 @@ demo: setup
 	$(BIN)/python train.py configs/demo/shapes_conv2d.yaml out=$(OUT)/conv2d overwrite=true >$(OUT)/conv2d.log 2>&1 & other=$$!; \
 	$(BIN)/python train.py configs/demo/shapes_s4nd.yaml out=$(OUT)/s4nd overwrite=true || { kill $$other; exit 1; }; \
 	wait $$other || { cat $(OUT)/conv2d.log; exit 1; }
-	$(BIN)/python -m s4nd.training.report $(OUT)/s4nd $(OUT)/conv2d table=$(OUT)/resolution.txt picture=$(OUT)/resolution.png
+	for run in s4nd conv2d; do $(BIN)/python -m s4nd.evaluate checkpoint=$(OUT)/$$run resample=true || exit 1; done
+	$(BIN)/python -m s4nd.training.report $(OUT)/s4nd/evaluation.json $(OUT)/conv2d/evaluation.json table=$(OUT)/resolution.txt picture=$(OUT)/resolution.png
 	$(BIN)/python train.py configs/demo/sashimi.yaml out=$(OUT)/sashimi overwrite=true
 	$(BIN)/python -m audio.generate checkpoint=$(OUT)/sashimi seconds=2 temperature=0.9 out=$(OUT)/plucked.wav
 	@echo

@@ -8,7 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from audio.data.datasets import Clips
 from audio.data.parts import AudioData, clip_parts
+from audio.io import resample
 from audio.models import DIFFUSION_NAME, MODEL_NAME, MODELS, SPECTROGRAM_NAME, build_model
 from audio.quantization import Quantizer
 from s4nd.diffusion import Diffusion
@@ -27,7 +28,7 @@ from s4nd.tasks.classification import score
 from s4nd.tasks.timm_models import is_ours, make_timm_model
 from s4nd.training.config import EvalConfig, RunConfig
 
-Batch = Tensor | tuple[Tensor, Tensor]
+Batch: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -268,6 +269,12 @@ class ClassificationTask(AudioTask):
         for point in points:
             results |= self._score(model, device, self._test_at(int(point)), int(point))
         return results
+
+    def resample(self, inputs: Tensor) -> Tensor:
+        """Bring waveforms (B, L) or (B, 1, L) to the training rate by band-limited interpolation."""
+        samples = self.config.data.clip_samples
+        common = math.gcd(inputs.shape[-1], samples)
+        return resample(inputs, inputs.shape[-1] // common, samples // common)[..., :samples]
 
     def example(self, point: str, count: int) -> Tensor:
         return torch.randn(count, self._samples_at(int(point)))

@@ -6,7 +6,8 @@ relative difference ‖coarse - fine‖ / ‖coarse‖ is taken over
 the middle half of the axis, in float64, as the mean of 8 draws.
 Signals are sampled at cell centers ('point') or averaged over cells ('area', as images are).
 
-Averaging two fine outputs damps the finest waves by itself (3 % at 5 cycles of 64), which counts against 'training cells'.
+Averaging two fine outputs damps the finest waves by itself (3 % at 5 cycles of 64), which counts against
+'training cells'.
 
     python benchmarks/resolution_drift.py [out=out/drift]
 

@@ -125,7 +125,7 @@ KERNEL_ENTRIES: dict[str, KernelEntry] = {
         'CKConv, FlexConv, CCNN, arXiv 2102.02611, 2110.08059, 2206.03398',
         'Network of the coordinate (options: network magnet or siren), Gaussian mask of trained width',
         'yes, by sampling the network',
-        '(W + 1)cH + 2W² + 14W + c',
+        '(W + 1)cH + 3W² + 19W + c',
         '(W² + cHW)L',
         '',
     ),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 # One generator for all rows of a batch, or one for each; None: torch's own.
-Random = torch.Generator | Sequence[torch.Generator] | None
+Random: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 PREDICTIONS = ('noise', 'signal')
 STEP_FEATURES = 128
 

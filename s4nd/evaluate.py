@@ -3,8 +3,11 @@
 s4nd evaluate checkpoint=out/my_run sizes=[8,16,32,24x40] data.root=/path/to/cifar10
 
 `checkpoint` is a weights file of `s4nd train` or the folder of a run (its best weights, else the last). Options of the
-section `eval` need no prefix: `sizes`, `frame_rates`, `sample_rates`, `limit`. Every other word is an option of the
-run's configuration, such as device=cpu or out=FOLDER.
+section `eval` need no prefix: `sizes`, `frame_rates`, `sample_rates`, `limit`, `resample`. Every other word is an
+option of the run's configuration, such as device=cpu or out=FOLDER.
+
+With resample=true each point has a second row: the input is brought to the training point first, the model runs there,
+and the time includes both.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from torch import nn
 
 import s4nd
 from s4nd.options import option_names
-from s4nd.tasks import Task, make_task, task_class
+from s4nd.tasks import Resampled, Task, make_task, task_class
 from s4nd.training.checkpoint import find_weights, read_metadata
 from s4nd.training.config import ConfigError, RunConfig, check_plain, load_config
 from s4nd.training.loop import make_accelerator
@@ -49,9 +52,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     model = task.load_model(weights).to(accelerator.device)
     report = evaluate(task, model, accelerator, weights)
     report['training'] = {'checkpoint': str(weights)}
-    times = {point: time_per_input(model, task, point, accelerator) for point in _points(task)}
-    if None not in times.values() and times:
-        report['milliseconds'] = times
+    _add_times(report, model, task, accelerator)
+    if 'resampled' in report:
+        _add_times(report['resampled'], Resampled(model, task), task, accelerator)
     if accelerator.is_main_process:
         out = Path(config.out) if 'out' in given else weights.parent
         paths = write_report(out, report, 'evaluation')
@@ -75,6 +78,10 @@ def evaluate(task: Task, model: nn.Module, accelerator: Accelerator, weights: st
     model.eval()
     with torch.no_grad(), accelerator.autocast():
         results = task.evaluate_at(model, accelerator.device, _points(task))
+        resampled = {}
+        if task.config.eval.resample:
+            found = task.evaluate_at(Resampled(model, task).eval(), accelerator.device, _points(task))
+            resampled = {'resampled': {'results': found}}
     skipped = task.skipped
     return {
         'label': task.config.label,
@@ -88,6 +95,7 @@ def evaluate(task: Task, model: nn.Module, accelerator: Accelerator, weights: st
         **task.notes(),
         'skipped_files': {'count': len(skipped), 'first': skipped[:10]},
         'results': results,
+        **resampled,
         'evaluation_seconds': round(time.monotonic() - start, 1),
         'seed': task.config.seed,
         'versions': {'s4nd': s4nd.__version__, 'torch': torch.__version__, 'timm': timm.__version__},
@@ -114,6 +122,12 @@ def time_per_input(
             task.predict(model, inputs).sum().item()  # waits for the device
         seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds[1:]) / count
+
+
+def _add_times(entry: dict[str, Any], model: nn.Module, task: Task, accelerator: Accelerator) -> None:
+    times = {point: time_per_input(model, task, point, accelerator) for point in _points(task)}
+    if None not in times.values() and times:
+        entry['milliseconds'] = times
 
 
 def _points(task: Task) -> list[str]:

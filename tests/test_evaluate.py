@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from s4nd import evaluate, train
+from s4nd.tasks.series import SeriesConfig, SeriesTask
 from s4nd.training.checkpoint import CheckpointError
 from s4nd.training.config import ConfigError
 from tests.data.clips.test_named import write_fashion
@@ -45,6 +47,23 @@ def test_a_run_is_evaluated_at_every_size_as_train_py_does_it(
     assert '*' in lines[2].split()[-2] and lines[3].split()[:3] == ['ms', 'per', 'input']
     with Image.open(tmp_path / 'evaluation.png') as picture:
         assert picture.size == (700, 450)
+
+
+def test_the_resized_baseline_has_metrics_and_times_beside_the_direct_ones(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluate.main([f'checkpoint={trained}', 'sizes=[8,16]', 'resample=true', f'out={tmp_path}'])
+    baseline = report['resampled']
+    assert set(baseline['results']) == set(report['results']) and min(baseline['milliseconds'].values()) > 0
+    assert baseline['results']['cross_entropy@8'] == report['results']['cross_entropy@8']
+    # The same scenes, drawn finer and averaged: the model sees the pixels of training, up to bytes.
+    assert baseline['results']['cross_entropy@16'] == pytest.approx(report['results']['cross_entropy@8'], abs=0.01)
+    assert 'run, resampled' in capsys.readouterr().out
+
+
+def test_a_task_without_sizes_or_rates_has_no_resized_baseline() -> None:
+    with pytest.raises(ConfigError, match=r'eval\.resample: inputs of task=series'):
+        SeriesTask(SeriesConfig(), {'train': torch.zeros(1, 1, 4)}).resample(torch.zeros(1, 1, 4))
 
 
 def test_weights_alone_need_only_be_told_the_images(trained: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ up to rounding.
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,8 +81,9 @@ class Engine:
     def sample(self, first: Tensor, uniforms: np.ndarray, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
         """Draw codes (B, n) after the codes `first` (B,), one for each of uniforms (B, n): see `sampling.draw`."""
         tokens, uniforms = first.contiguous().numpy(), np.ascontiguousarray(uniforms, np.float64)
+        submit: Any = self._threads.submit  # of a compiled loop, with types of its own
         tasks = [
-            self._threads.submit(
+            submit(
                 loops.sample,
                 *part.arrays,
                 self._program.logits,

@@ -35,7 +35,7 @@ def build_model(name: str, args: Mapping[str, Any], bits: int = 8) -> nn.Module:
     """
     if name not in MODELS:
         raise ConfigError(f"model.name: unknown audio model '{name}'{nearest(name, list(MODELS))}")
-    cls = MODELS[name]
+    cls: Any = MODELS[name]
     parameters = inspect.signature(cls).parameters.values()
     known = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ('bits', 'device', 'dtype')}
     flat = any(p.kind is p.VAR_KEYWORD for p in parameters)  # the class checks further keywords itself

@@ -61,7 +61,7 @@ class HubModel(
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write config.json, model.safetensors and README.md; options: as of `huggingface_hub.ModelHubMixin`."""
         if options.get('config') is None:
-            options['config'] = {**(self._hub_mixin_config or {}), 'sound': self.sound}
+            options['config'] = {**(self._hub_mixin_config or {}), 'sound': self.sound}  # type: ignore[dict-item]
         return super().save_pretrained(save_directory, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:

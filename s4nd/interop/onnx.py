@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report_errors(run: Callable[[Any], dict[str, float]], schema: type, arguments: Sequence[str]) -> int:
     """Run an export command whose options have an `out`, print the files and errors, and return the exit status."""
     try:
-        options = parse_words(schema, arguments)
+        options: Any = parse_words(schema, arguments)
         if Path(options.out).suffix != '.onnx':
             raise ValueError(f'out: expected a name that ends in .onnx, got {options.out!r}')
         written = run(options)

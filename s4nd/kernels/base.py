@@ -178,8 +178,8 @@ class RealPart:
         """Register the parameter under the name that says what it is. Raises ValueError for an unknown `real`."""
         check_choice('real', real, REAL_PARTS)
         self.real_limit = 1e-4 if real == 'clip' else math.inf
-        self.register_parameter('log_A_real', parameter if real == 'exp' else None)
-        self.register_parameter('A_real', None if real == 'exp' else parameter)
+        for name, there in (('log_A_real', real == 'exp'), ('A_real', real != 'exp')):
+            self.register_parameter(name, parameter if there else None)  # type: ignore[attr-defined]
 
     def real_part(self) -> Tensor:
         """Re A (S, n), float64."""
@@ -192,9 +192,9 @@ class RealPart:
         """Set Re A, or some rows of it; where it is exp it is at most -1e-4."""
         rows = slice(None) if rows is None else rows
         with torch.no_grad():
-            if self.A_real is None:
+            if self.log_A_real is not None:
                 self.log_A_real[rows].copy_((-value).clamp(min=1e-4).log())
-            else:
+            elif self.A_real is not None:
                 self.A_real[rows].copy_(value)
 
 

@@ -127,9 +127,11 @@ class ChunkedAttention(nn.Module):
         parts = []
         for first, last, size in self._groups(q.shape[2]):
             # (B·chunks, n, size, …)
-            one = [_chunks(t[:, :, first:last], size) for t in (q, k, v)]
+            queries, keys, values = (_chunks(t[:, :, first:last], size) for t in (q, k, v))
             hidden = None if padding is None else padding[:, first:last].reshape(-1, size)
-            parts.append(_unchunks(self._attend(*one, self._table(size), hidden), len(q), last - first))
+            parts.append(
+                _unchunks(self._attend(queries, keys, values, self._table(size), hidden), len(q), last - first)
+            )
         return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
     def weights(self, q: Tensor, k: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -137,9 +139,9 @@ class ChunkedAttention(nn.Module):
         parts = []
         full = min(self.chunk or q.shape[2], q.shape[2])
         for first, last, size in self._groups(q.shape[2]):
-            one = [_chunks(t[:, :, first:last], size) for t in (q, k)]
+            queries, keys = (_chunks(t[:, :, first:last], size) for t in (q, k))
             hidden = None if padding is None else padding[:, first:last].reshape(-1, size)
-            weights = self._weights(*one, self._table(size), hidden)
+            weights = self._weights(queries, keys, self._table(size), hidden)
             weights = F.pad(weights, (0, full - size, 0, full - size))
             parts.append(weights.unflatten(0, (len(q), (last - first) // size)).transpose(1, 2))
         return torch.cat(parts, 2)
@@ -178,7 +180,7 @@ class ChunkedAttention(nn.Module):
         rest = length - first
         if rest:
             q, k, v = (t[:, :, first:] for t in (q, k, v))
-            clean_keys, clean_values, tainted = _without_nans(k, v, self.chunk)
+            clean_keys, clean_values, tainted = _without_nans(k, v, self.chunk or rest)
             more = self(q, clean_keys, clean_values)
             y = torch.cat([y, more.masked_fill(tainted, torch.nan)], 2)
             last = (rest - 1) % self.chunk + 1

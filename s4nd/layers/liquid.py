@@ -85,7 +85,7 @@ class LiquidS4(S4):
         self.degree, self.mode = degree, mode
         self.exact = True  # products of many samples have a wide range
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, x: Tensor, state: State | None = None, step: float | None = None
     ) -> Tensor | tuple[Tensor, State]:
         """See `S4.forward`."""
@@ -197,7 +197,7 @@ class LiquidS4(S4):
     def _scan(self, u: Tensor, state: State, system: list[Tensor]) -> tuple[Tensor, State]:
         """The same for diagonal kernels, by associative scans over the states of all features."""
         *linear, B = system
-        kernel, batch, length = self.kernels[0], *u.shape[::2]
+        kernel, batch, length = self.kernels[0], u.shape[0], u.shape[2]
         A = torch.stack(linear[:2], -1)  # (H, n, 2)
         drive = u.to(B.dtype).transpose(1, 2)[..., None, None] * B  # (B, L, H, n, 2)
         flat = (batch, length, B[..., 0].numel(), 2)

@@ -140,7 +140,7 @@ class LMU(nn.Module):
         memory = memory + memory @ change.T + u.to(memory.dtype)[..., None] * B
         y = memory.flatten(1).to(x.dtype)
         y = torch.cat([y, x], -1) if self.input_to_hidden else y
-        if self.cell is not None:
+        if self.cell is not None and self.cell_recall is not None:
             y = torch.tanh(self.cell(y) + self.cell_recall(hidden.to(x.dtype)))
             hidden = y.to(hidden.dtype)
         return y, {'memory': memory, 'hidden': hidden}

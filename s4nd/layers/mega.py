@@ -213,7 +213,7 @@ class Mega(nn.Module):
         q, k, v = q[:, None], k[:, None], v[:, None]  # one head
         if after is None:
             return self._output(x, self.attention(q, k, v, padding)[:, 0], gates).transpose(1, 2)
-        o, seen = self.attention.run(q, k, v, state)
+        o, seen = self.attention.run(q, k, v, state or {})
         return self._output(x, o[:, 0], gates).transpose(1, 2), {**within('average', after), **seen}
 
     def attention_weights(self, x: Tensor, padding: Tensor | None = None) -> Tensor:

@@ -73,7 +73,7 @@ class S4(S4ND):
             raise ValueError(f'S4 has one axis: expected a grid of one size, got {tuple(grid)}')
         return 1
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, x: Tensor, state: State | None = None, step: float | None = None
     ) -> Tensor | tuple[Tensor, State]:
         """Convolve x (B, H, L); with a state, go on from it and return the output and the state after x.

@@ -73,7 +73,7 @@ def complete(
     return {key: value for key, value in merged.items() if key not in _DICTS or value}
 
 
-def keywords(cls: type[nn.Module]) -> dict[str, Any]:
+def keywords(cls: Any) -> dict[str, Any]:
     """Keywords of a layer's class and their defaults, those included that it hands on to its base."""
     found: dict[str, Any] = {}
     while True:
@@ -125,7 +125,8 @@ def image_size(img_size: int | Sequence[int], axes: int = 2) -> tuple[int, ...]:
     Raises:
         ValueError: not one or `axes` positive integers.
     """
-    sizes = tuple(img_size) if _is_sequence(img_size) else (img_size,) * axes
+    given: Any = img_size
+    sizes = tuple(given) if _is_sequence(given) else (given,) * axes
     if len(sizes) != axes or any(not isinstance(n, int) or n < 1 for n in sizes):
         expected = 'a pair (height, width)' if axes == 2 else f'a tuple of {axes}'
         raise ValueError(f'img_size must be one positive integer or {expected}, got {img_size!r}')

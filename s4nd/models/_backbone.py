@@ -95,7 +95,9 @@ class Backbone(LayoutModule):
         self.num_classes = num_classes
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
-        self.feature_info = [dict(info, module=f'stages.{i}') for i, info in enumerate(feature_info)]
+        self.feature_info: list[dict[str, Any]] = [
+            dict(info, module=f'stages.{i}') for i, info in enumerate(feature_info)
+        ]
         self.num_features: int = self.feature_info[-1]['num_chs']
         self.stem = stem
         self.stages = nn.Sequential(*stages)

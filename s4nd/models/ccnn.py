@@ -199,7 +199,7 @@ class CCNN(Backbone):
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
             elif needs_reset and isinstance(module, (CKConv, ChannelNorm, *_BATCH_NORMS.values())):
-                module.reset_parameters()
+                module.reset_parameters()  # type: ignore[attr-defined]
 
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, ...]) -> None:

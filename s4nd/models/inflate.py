@@ -32,7 +32,7 @@ __all__ = ['decay_', 'inflate']
 _PER_AXIS = ('kernel', 'init', 'dt_min', 'dt_max', 'bandlimit', 'l_max', 'kernel_args')
 
 # (pattern of a name in the image model, what stands for it in the video model): time is the first axis of a kernel.
-_NAMES = [
+_NAMES: list[tuple[str, Any]] = [
     (r'(\.blocks\.\d+\.mixer\.kernels)\.(\d)\.', lambda found: f'{found[1]}.{int(found[2]) + 1}.'),
     (r'(\.blocks\.\d+\.mixer)\.(weight|bias)$', r'\1.conv.\2'),
 ]
@@ -107,7 +107,7 @@ def decay_(layer: S4ND, timescale: float) -> S4ND:
     Raises:
         ValueError: its kernel is neither 's4d' nor 's4'.
     """
-    kernel, length = layer.kernels[0], layer.grid[0]
+    kernel, length = layer.kernels[0], layer.grid[0]  # type: ignore[index]
     if not isinstance(kernel, (S4DKernel, S4Kernel)):
         raise ValueError(f"expected an 's4d' or 's4' kernel in time, got {type(kernel).__name__}")
     with torch.no_grad():
@@ -127,7 +127,7 @@ def _decay_s4d(kernel: S4DKernel, timescale: float, length: int) -> None:
     """The slowest mode decays, the others are silent; dt = 2 / length puts mode n of 'lin' at n cycles per clip."""
     kernel.log_dt.fill_(math.log(2 / length))
     slowest = 0 if kernel.A_imag is None else int(kernel.A_imag.abs().sum(0).argmin())
-    kernel.log_A_real[:, slowest].fill_(math.log(length / (2 * timescale)))
+    kernel.log_A_real[:, slowest].fill_(math.log(length / (2 * timescale)))  # type: ignore[index]
     if kernel.A_imag is None:
         kernel.B[:, slowest], kernel.C[..., slowest] = 1, 1
     else:

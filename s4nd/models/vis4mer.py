@@ -80,7 +80,7 @@ class ViS4mer(ViS4merHead):
         if img_size is not None:
             _resize(frames, size)
         patches = tokens == 'patch'
-        per_frame = None if num_frames is None else _tokens_per_frame(frames, patches, size)
+        per_frame = 0 if num_frames is None else _tokens_per_frame(frames, patches, size)
         super().__init__(
             frames.head_hidden_size if tokens == 'frame' else frames.num_features,
             num_classes,
@@ -171,14 +171,14 @@ def _encode(encoder: nn.Module, patches: bool, frames: Tensor) -> Tensor:
     return features.flatten(1, -2)
 
 
-def _resize(encoder: nn.Module, img_size: tuple[int, int]) -> None:
+def _resize(encoder: nn.Module, img_size: tuple[int, ...]) -> None:
     """For frames of another size, where the encoder cares."""
     if hasattr(encoder, 'set_input_size'):
         encoder.set_input_size(img_size=img_size)
 
 
 @torch.no_grad()
-def _tokens_per_frame(encoder: nn.Module, patches: bool, img_size: tuple[int, int]) -> int:
+def _tokens_per_frame(encoder: nn.Module, patches: bool, img_size: tuple[int, ...]) -> int:
     if not patches:
         return 1
     return _encode(encoder, patches, torch.zeros(1, encoder.in_chans, *img_size, **get_device_dtype(encoder))).shape[1]

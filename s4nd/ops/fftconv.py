@@ -76,7 +76,7 @@ class _FFTConv(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, taps = ctx.saved_tensors
         center, length = ctx.center, x.shape[-1]
         if wants_graph(grad):

@@ -280,7 +280,7 @@ def launch(x: Tensor, features: int | None = None, programs: int = 1024) -> Laun
     groups = -(-channels // features)
     rows = max(1, -(-steps * groups // programs))
     elements = features * math.prod(sides)
-    return Launch(features, sides, steps, rows, 4 if elements <= 4096 else 8)
+    return Launch(features, sides, steps, rows, 4 if elements <= 4096 else 8)  # type: ignore[arg-type]
 
 
 def fused_conv(x: Tensor, taps: Sequence[Tensor], centers: Sequence[int], skip: Tensor | None, exact: bool) -> Tensor:

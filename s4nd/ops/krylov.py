@@ -56,7 +56,7 @@ class _Krylov(torch.autograd.Function):
         return torch.cat([_taps(A[part], B[part], C[:, part], length) for part in _parts(A)], 1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         A, B, C = ctx.saved_tensors
         if wants_graph(grad):
             plain = partial(plain_krylov, length=ctx.length)

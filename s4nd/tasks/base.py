@@ -26,7 +26,7 @@ from s4nd.training.checkpoint import CheckpointError, load_weights, read_metadat
 if TYPE_CHECKING:
     from s4nd.training.config import RunConfig
 
-__all__ = ['Axis', 'Chosen', 'Epoch', 'Strided', 'Task']
+__all__ = ['Axis', 'Chosen', 'Epoch', 'Resampled', 'Strided', 'Task']
 
 
 @dataclass(frozen=True)
@@ -242,3 +242,22 @@ class Task(ABC):
     def predict(self, model: Callable[..., Any], inputs: Tensor) -> Tensor:
         """The model's outputs for prepared inputs, as the metrics take them."""
         return model(inputs)
+
+    def resample(self, inputs: Tensor) -> Tensor:
+        """What the model is given, at any point, brought to the training point.
+
+        Raises:
+            ConfigError: inputs of this task cannot be resampled.
+        """
+        raise ConfigError(f'eval.resample: inputs of task={self.config.task} have no size or rate to be brought to')
+
+
+class Resampled(nn.Module):
+    """The baseline of every resolution table: inputs are brought to the training point, and `model` runs there."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(self.task.resample(inputs))

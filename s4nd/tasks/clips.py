@@ -18,7 +18,7 @@ from s4nd.data.clips.grid import ClipGrid, rate_name, rate_of
 from s4nd.data.clips.named import load_video
 from s4nd.data.clips.options import VideoData
 from s4nd.data.clips.sets import ClipSet
-from s4nd.data.images.resize import to_float
+from s4nd.data.images.resize import resize, to_float
 from s4nd.data.labeled import NORMALIZATION, Splits, spread_over_classes
 from s4nd.models import inflate, load_checkpoint
 from s4nd.options import ConfigError, check_keywords, option, section
@@ -153,6 +153,19 @@ class VideoTask(LabeledTask[ClipSet]):
         if not self.config.model.frame_by_frame:
             return model(inputs)
         return model(inputs.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(inputs), -1)).mean(1)
+
+    def resample(self, inputs: Tensor) -> Tensor:
+        """Clips (B, C, T, H, W), or their frames (N, C, H, W), at the training size and frame rate.
+
+        Pixels are resized as images are. Between frames the moments of training are interpolated linearly.
+        """
+        if inputs.ndim == 4:
+            return resize(inputs, self.grid.size)
+        frames = resize(inputs.transpose(1, 2).flatten(0, 1), self.grid.size)
+        clips = frames.unflatten(0, (len(inputs), -1)).transpose(1, 2)
+        if clips.shape[2] == self.grid.frames:
+            return clips
+        return F.interpolate(clips, (self.grid.frames, *self.grid.size), mode='trilinear', align_corners=False)
 
     def example(self, point: str, count: int) -> Tensor:
         grid = self.grid_at(point)

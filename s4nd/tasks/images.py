@@ -142,6 +142,12 @@ class ImageTask(LabeledTask[ImageSet | StreamSet]):
     def example(self, point: str, count: int) -> Tensor:
         return self.as_input(torch.randn(count, self.channels, *parse_size(point)))
 
+    def resample(self, inputs: Tensor) -> Tensor:
+        """Images (B, C, H, W) at the training size: area averages of larger ones, bicubic for smaller ones."""
+        if self.config.data.sequence:
+            raise ConfigError('eval.resample: images read as sequences (data.sequence=true) cannot be resized')
+        return resize(inputs, self.size)
+
     def train_batches(self, epoch: int) -> ShownBatches:
         data = self.config.data
         seed = derived_seed(self.config.seed, epoch)

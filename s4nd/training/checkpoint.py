@@ -13,7 +13,7 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def load_weights(path: str | Path, model: nn.Module, expect: str | None = None) 
     return metadata
 
 
-def bad_tensor(tensors: Mapping[str, Tensor], buffers: Iterator[str] | set[str] = frozenset()) -> str | None:
+def bad_tensor(tensors: Mapping[str, Tensor], buffers: Collection[str] = frozenset()) -> str | None:
     """The name of the first tensor with a NaN or an infinity; an infinity may stand in `buffers`."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():

@@ -71,6 +71,7 @@ class EvalConfig:
     every: int = option(1, 'epochs between evaluations', low=1)
     limit: int | None = option(None, 'examples to evaluate on, spread evenly over the classes; null: all', low=1)
     weights: str = option('last', 'the weights that the final evaluation uses', choices=('last', 'best'))
+    resample: bool = option(False, 'measure as well what is first brought to the training size or rate')
 
 
 @dataclass

@@ -4,7 +4,8 @@ s4nd report out/a out/b picture=out/both.png table=out/both.txt
 
 A report is a dictionary of 'label', 'metric' (the one to show), 'parameters' and 'results' ({'accuracy@16': 91.2, …}).
 Where inputs were sampled in several ways it has 'axes': name -> {'unit', 'trained', 'points'}, the points as they stand
-behind the '@'; see `s4nd.tasks.Axis`. 'milliseconds' is the time per input, by point.
+behind the '@'; see `s4nd.tasks.Axis`. 'milliseconds' is the time per input, by point. 'resampled' holds 'results' and
+'milliseconds' of the same model on inputs that were brought to the training point first: a row and a line of its own.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def table(reports: Sequence[Report]) -> str:
 
     A run whose report holds 'milliseconds' has a second line for them.
     """
+    reports = _rows(reports)
     columns: dict[str, None] = {}
     for axis in _axes(reports):
         points = dict.fromkeys(point for report in reports for point in points_of(report, axis))
@@ -100,6 +102,7 @@ def draw(path: str | Path, reports: Sequence[Report]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    reports = _rows(reports)
     axes = _drawable(reports)
     if not axes:
         raise ValueError('no run was measured at more than one size or rate: nothing to draw')
@@ -110,6 +113,18 @@ def draw(path: str | Path, reports: Sequence[Report]) -> None:
         _draw_lines(panel, shown, axis)
         _draw_times(panel, shown, axis)
     write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+
+
+def _rows(reports: Sequence[Report]) -> list[Report]:
+    """The reports, each followed by that on resampled inputs where it was measured."""
+    rows = []
+    for report in reports:
+        direct = {key: value for key, value in report.items() if key != 'resampled'}
+        rows.append(direct)
+        if 'resampled' in report:
+            untimed = {key: value for key, value in direct.items() if key != 'milliseconds'}
+            rows.append({**untimed, 'label': f'{report["label"]}, resampled', **report['resampled']})
+    return rows
 
 
 def _axes(reports: Sequence[Report]) -> list[str]:

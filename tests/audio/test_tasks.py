@@ -20,7 +20,7 @@ from audio.models import build_model
 from audio.quantization import Quantizer
 from audio.tasks import AudioConfig, AudioEval, AutoregressiveTask, shift_right
 from s4nd import hippo
-from s4nd.tasks import Task
+from s4nd.tasks import Resampled, Task
 from s4nd.training.checkpoint import load_weights, read_metadata
 from s4nd.training.config import ModelConfig, load_config
 from s4nd.training.loop import fit
@@ -223,6 +223,12 @@ def test_classification_is_measured_on_the_same_clips_at_every_rate(tmp_path: Pa
     # Three tones below 250 Hz: learned, and known again with half the samples.
     assert results['accuracy@1000'] == results['accuracy@500'] == 100
     assert results['cross_entropy@500'] < math.log(3) / 2
+    # The baseline runs at the rate of training: a tone below both Nyquist limits comes back.
+    seen.clear()
+    job.evaluate_at(Resampled(model, job), 'cpu', ['500', '2000'])
+    assert {shape[1] for shape in seen} == {96}
+    tone = torch.sin(2 * math.pi * 100 * torch.arange(192) / 2000)[None]
+    assert (job.resample(tone) - tone[:, ::2])[:, 8:-8].abs().max() < 0.01
 
 
 def test_accuracy_counts_the_right_ones(tmp_path: Path, spoken: Path) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from s4nd.data import ClipFiles, DataError, MovingSet, Splits
 from s4nd.data.clips.options import VideoData
+from s4nd.tasks import Resampled
 from s4nd.tasks.clips import VideoConfig, VideoEval, VideoModel, VideoTask
 from s4nd.training.config import ConfigError
 from tests.data.clips.test_files import write_frames
@@ -125,3 +126,15 @@ def test_broken_and_short_clips_are_reported(tmp_path) -> None:
     task.splits = Splits(files, None, nothing)
     with pytest.raises(DataError, match='nothing to evaluate on'):
         task.evaluate(Probe(), CPU)
+
+
+def test_resampled_clips_have_the_frames_and_pixels_of_training() -> None:
+    task, probe = make(), Probe()
+    results = task.evaluate_at(Resampled(probe, task), CPU, ['4', '16', '2fps', '8fps'])
+    assert {tuple(x.shape[1:]) for x in probe.seen} == {(1, 4, 8, 8)} and 'accuracy@8fps' in results
+    # Frames in between are interpolated: a ramp in time stays one, read at the middles of other parts.
+    ramp = torch.arange(8.0)[None, None, :, None, None].expand(1, 1, 8, 16, 16)
+    assert torch.allclose(task.resample(ramp)[0, 0, :, 0, 0], torch.tensor([0.5, 2.5, 4.5, 6.5]))
+    images = make(frame_by_frame=True)
+    images.evaluate_at(Resampled(probe, images), CPU, ['16'])
+    assert probe.seen[-1].shape[1:] == (1, 8, 8)

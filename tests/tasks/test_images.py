@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from s4nd.data import DataError, PixelSet, Splits, load_images
 from s4nd.data.images.options import ImageData
 from s4nd.data.images.resize import resize
+from s4nd.tasks import Resampled
 from s4nd.tasks.images import ImageConfig, ImageEval, ImageTask
 from s4nd.training.config import ConfigError, ModelConfig
 
@@ -259,3 +260,16 @@ def test_a_stream_needs_an_unpacked_folder_with_classes(folder: Path, tmp_path: 
     (tmp_path / 'nothing').mkdir()
     with pytest.raises(DataError, match='no image in a class folder'):
         load_images(ImageData(kind='imagenet', root=str(tmp_path / 'nothing')))
+
+
+def test_resampled_images_are_those_of_training() -> None:
+    task, probe = make(8, stored=16), Probe(torch.zeros(4))
+    direct, resampled = Probe(torch.zeros(4)), Resampled(probe, task)
+    task.evaluate_at(direct, CPU, ['8'])
+    task.evaluate_at(resampled, CPU, ['16', '4', '6x12'])
+    assert {tuple(x.shape[1:]) for x in probe.seen} == {(3, 8, 8)}
+    # Area averages of area averages are the pixels of training, but for the rounding to bytes.
+    finest = torch.cat(probe.seen)[:20]
+    assert (finest - torch.cat(direct.seen)).abs().max() <= 4 * 0.5 / 255 + 1e-6
+    with pytest.raises(ConfigError, match=r'data\.sequence=true'):
+        make(8, sequence=True).resample(torch.zeros(1, 3, 64))

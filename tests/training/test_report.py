@@ -108,3 +108,14 @@ def test_frame_rates_have_columns_and_a_panel_of_their_own(tmp_path: Path) -> No
         assert picture.size == (1400, 450)
     del clips['results']['accuracy@32']  # one size, two frame rates: there is still something to draw
     assert [path.suffix for path in write_report(tmp_path / 'run', clips)] == ['.json', '.txt', '.png']
+
+
+def test_resampled_inputs_have_a_row_and_a_line_of_their_own(tmp_path: Path) -> None:
+    both = {**OURS, 'milliseconds': {'8': 1.0}, 'resampled': {'results': {'accuracy@8': 40.0, 'accuracy@64': 91.25}}}
+    lines = table([both, THEIRS]).splitlines()
+    assert lines[2].split()[3:] == ['55.25', '91.50*', '-', '90.00'] and lines[3].split()[0] == 'ms'
+    assert lines[4].split() == ['ours,', 'resampled', '123,456', '16', '40.00', '-', '-', '91.25']
+    assert lines[5].split()[0] == 'theirs'
+    draw(tmp_path / 'both.png', [both])
+    draw(tmp_path / 'direct.png', [{key: value for key, value in both.items() if key != 'resampled'}])
+    assert (tmp_path / 'both.png').read_bytes() != (tmp_path / 'direct.png').read_bytes()

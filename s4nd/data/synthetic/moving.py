@@ -152,7 +152,8 @@ def _points(side: int) -> int:
 
 
 def _pose(labels: Tensor, draws: Tensor, times: Tensor) -> Tensor:
-    start, speed, phase, reach, heading = draws[:, None, 2:6], draws[:, 6, None], *draws[:, 7:10, None].unbind(1)
+    start, speed = draws[:, None, 2:6], draws[:, 6, None]
+    phase, reach, heading = draws[:, 7:10, None].unbind(1)
     flow = _FLOW[labels] * (_SPEED[:, 0] + speed * (_SPEED[:, 1] - _SPEED[:, 0]))
     pose = start + flow[:, None] * times[:, None]
     turn = 2 * math.pi * (phase + _CIRCLE[labels][:, None] * _between(speed, _TURNS) * times)
