@@ -23,6 +23,7 @@ from s4nd.models._arguments import complete, image_size, positive
 from s4nd.models._clip_conv import TimeConv
 from s4nd.models._mixers import assign_grid, mixer_class
 from s4nd.models._parts import LayoutModule, from_map, to_map
+from s4nd.models._shipped import shipped_args
 from s4nd.optim import ssm_parameter_patterns
 
 for name in ('to_map', 'from_map'):  # as in _parts.py
@@ -294,7 +295,8 @@ def create(
     feature_cfg: Mapping[str, Any] | None = None,
 ) -> Any:  # fmt: skip
     """Build a registered model from the variant's arguments and those that are given, flat keywords folded."""
-    args = complete(cls, variant_args, given, variant)
+    trained = shipped_args(variant, pretrained, given.get('pretrained_cfg'))
+    args = complete(cls, variant_args, {**trained, **given}, variant)
     levels = {'out_indices': tuple(range(len(args.get('depths', (0, 0, 0))))), 'flatten_sequential': True}
     model = build_model_with_cfg(
         cls, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=dict(feature_cfg or levels),

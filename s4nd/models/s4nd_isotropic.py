@@ -18,6 +18,7 @@ from s4nd.models._arguments import choose, training_grid
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
 from s4nd.models._parts import ChannelNorm, ChannelOutput
 from s4nd.models._sampling import PatchStem
+from s4nd.models._shipped import shipped_cfgs
 
 __all__ = ['IsotropicBlock', 'IsotropicS4ND', 'checkpoint_filter_fn']
 
@@ -134,6 +135,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
+        **shipped_cfgs('s4nd_isotropic_mini', _cfg()),
         's4nd_isotropic_mini.untrained': _cfg(),
         's4nd_isotropic_tiny.untrained': _cfg(),
         's4nd_isotropic_small.untrained': _cfg(),

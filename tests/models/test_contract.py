@@ -3,15 +3,19 @@
 import copy
 import fnmatch
 import importlib
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from timm.models._manipulate import group_parameters
 
+from s4nd.models._shipped import FOLDER
 from tests.models.families import REGISTERED, SMALL, build, image, size_of
 
 CASES = list(SMALL)
+SHIPPED = sorted(FOLDER.glob('*.safetensors'))
 FAMILIES = ['convnext', 'vit', 'isotropic', 'ccnn batchnorm']
 
 
@@ -33,9 +37,25 @@ def test_unknown_keyword_raises(case: str) -> None:
 
 
 @pytest.mark.parametrize('name', REGISTERED)
-def test_no_weights_are_promised(name: str) -> None:
+def test_no_weights_are_promised_but_those_that_ship(name: str) -> None:
+    if any(path.stem.startswith(f'{name}.') for path in SHIPPED):
+        return
     with pytest.raises(RuntimeError, match=r'[Pp]retrained'):
         timm.create_model(name, pretrained=True, device='meta')
+
+
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_weights_that_ship_need_no_network_and_are_small(path: Path) -> None:
+    model = timm.create_model(path.stem, pretrained=True).eval()
+    assert path.stat().st_size < 4e6 and path.with_suffix('.md').is_file()
+    for name, tensor in load_file(path).items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, check_dtype=False, atol=0, rtol=0)
+    short = timm.create_model(path.stem.split('.')[0], pretrained=True).eval()
+    for size in (16, 33):
+        x = image(size)
+        assert torch.equal(short(x), model(x)) and model(x).isfinite().all()
+    assert timm.create_model(path.stem, pretrained=True, num_classes=3)(x).shape == (len(x), 3)
+    assert timm.create_model(path.stem).state_dict().keys() == model.state_dict().keys()
 
 
 def test_every_parameter_gets_a_gradient(case: str) -> None:
