@@ -66,6 +66,7 @@ VARIANTS: dict[str, Variant] = {
     's4-fout': Variant('s4', 'fout'),
     's4-legt': Variant('s4', 'legt'),
     's4-legs-fixed-b': Variant('s4', 'legs', frozen=('B',)),
+    'nplr': Variant('nplr'),
     'dss-exp': Variant('dss-exp'),
     'dss-softmax': Variant('dss-softmax'),
     'lmu': Variant('lmu'),

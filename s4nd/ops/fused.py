@@ -405,7 +405,7 @@ def _padded(size: Sequence[int]) -> tuple[int, ...]:
 
 def _power(count: int) -> int:
     """The next power of two."""
-    return 1 << max(0, count - 1).bit_length()
+    return 1 << max(0, int(count) - 1).bit_length()  # (an integer in a trace too)
 
 
 def _dense(x: Tensor) -> Tensor:

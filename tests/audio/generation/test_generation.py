@@ -238,7 +238,7 @@ def test_command(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (['seconds=1', 'out=a.xyz'], "cannot write '.xyz'"),
         (['seconds=1', 'seed=-1'], 'seed must not be negative, got -1'),
         (['seconds=1', 'batch=0'], 'batch must be at least 1, got 0'),
-        (['seconds=1', 'method=magic'], "unknown method 'magic': expected one of auto, compiled, eager"),
+        (['seconds=1', 'method=magic'], "unknown method 'magic': expected one of auto, compiled, captured, eager"),
         (['seconds=1', 'label=dog'], "trained without classes: it takes no label, got ['dog']"),
         (['seconds=1', 'steps=6'], 'steps=6 is for diffusion models'),
         (['seconds=1', 'prompt=none.wav'], 'no audio file at none.wav'),
