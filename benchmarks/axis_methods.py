@@ -19,7 +19,9 @@ TWO_AXES = [(side, side) for side in (16, 32, 64, 128, 256, 512)]
 
 def measure(size: tuple[int, ...], rounds: int, device: str) -> dict[str, object]:
     batch, features = (16, 64) if len(size) == 1 else (2, 16)
-    layers = {way: S4ND(features, size, method=way).to(device) for way in ('toeplitz', 'fft')}
+    layers = {way: S4ND(features, size).to(device) for way in ('toeplitz', 'fft')}
+    for way, layer in layers.items():
+        layer.method = way
     x = torch.randn(batch, features, *size, device=device, requires_grad=True)
     with torch.no_grad():
         forward = medians({way: lambda m=layer: m(x) for way, layer in _in_mode(layers, False)}, rounds, device)

@@ -52,7 +52,7 @@ class Step:
         """What a training step spends on kernels, forward and backward."""
         for layer in self.model.modules():
             if isinstance(layer, S4ND):
-                sum(k.sum() for k in layer.axis_taps(list(layer.grid))[0]).backward()
+                sum(k.sum() for k in layer.all_taps(list(layer.grid), [1.0] * len(layer.grid))[0]).backward()
 
 
 def _convnext(name: str, size: int) -> nn.Module:

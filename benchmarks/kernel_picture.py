@@ -37,7 +37,7 @@ def draw(layer: s4nd.S4ND, path: Path, kernels: int = 8) -> None:
     figure, axes = plt.subplots(3, kernels, figsize=(1.3 * kernels, 4.2), layout='constrained')
     for row, factor in enumerate((1, 2, 4)):
         with torch.no_grad():
-            taps, _ = layer.axis_taps([size * factor for size in grid])
+            taps, _ = layer.all_taps([size * factor for size in grid], [1 / factor] * len(grid))
         for column, feature in enumerate(features):
             kernel = torch.einsum('ri,rj->ij', taps[0][:, feature], taps[1][:, feature])
             limit = kernel.abs().max().item()
