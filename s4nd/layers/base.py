@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from s4nd.ops import observed
+from s4nd.ops.dispatch import at_one_size
 from s4nd.resolution import check_grid
 
 T = TypeVar('T')
@@ -161,18 +162,7 @@ def check_signal(x: Tensor, d_model: int, axes: int) -> Tensor:
     if min(x.shape[2:]) < 1:
         raise ValueError(f'the input has an empty axis: shape {list(x.shape)}')
     check_floating(x)
-    return x if torch.jit.is_scripting() else _at_one_size(x)
-
-
-@torch.jit.unused
-def _at_one_size(x: Tensor) -> Tensor:
-    """For tracers and exporters, whose graphs hold the kernels of one size: a graph that refuses other sizes."""
-    if torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in x.shape[2:]):
-        raise ValueError(
-            f'a graph holds the kernels of one size, got the dynamic sizes {list(x.shape[2:])}: export with a dynamic '
-            'batch alone, once for each size (s4nd export sizes=[16,24,32])'
-        )
-    return x.reshape([x.shape[0], *map(int, x.shape[1:])]) if torch.jit.is_tracing() else x
+    return at_one_size(x)
 
 
 def check_sample(x: Tensor, d_model: int) -> None:

@@ -30,6 +30,24 @@ def observed() -> bool:
     return _is_observed()
 
 
+def at_one_size(x: Tensor) -> Tensor:
+    """Return x (B, C, …); a graph that is traced or exported from there on refuses other sizes."""
+    if torch.jit.is_scripting():
+        return x
+    return _at_one_size(x)
+
+
+@torch.jit.unused
+def _at_one_size(x: Tensor) -> Tensor:
+    """The graphs of tracers and exporters hold the kernels of one size."""
+    if torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in x.shape[2:]):
+        raise ValueError(
+            f'a graph holds the kernels of one size, got the dynamic sizes {list(x.shape[2:])}: export with a dynamic '
+            'batch alone, once for each size (s4nd export sizes=[16,24,32])'
+        )
+    return x.reshape([x.shape[0], *map(int, x.shape[1:])]) if torch.jit.is_tracing() else x
+
+
 def values_are_known(x: Tensor) -> bool:
     """Whether sizes may depend on the values of x; reading those on a GPU would wait for it."""
     return not (observed() or x.is_meta or x.is_cuda)
