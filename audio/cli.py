@@ -165,7 +165,7 @@ def collect(source: Generator, sampling: Sampling, names: Sequence[Path]) -> tup
             bar.total = total
             if source.quantizer is not None:
                 spent = max(time.perf_counter() - start, 1e-9)
-                bar.set_postfix_str(f'{done / spent / rate:.2f}× real time', refresh=False)
+                bar.set_postfix_str(f'{done / spent / rate:.3g}× real time', refresh=False)
             bar.update(done - bar.n)
 
         try:

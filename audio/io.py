@@ -37,7 +37,7 @@ _LARGEST_FILTER = 1000  # reduced rates up to here go through torchaudio, whose 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """Frames (samples a channel), channels and sample rate (Hz) of a file, read from its header."""
+    """Frames (samples per channel), channels and sample rate (Hz) of a file, read from its header."""
 
     frames: int
     channels: int

@@ -149,12 +149,12 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """One bar a run: test NLL in bits a sample."""
+    """One bar a run: test NLL in bits per sample."""
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(rows) + 1), layout='constrained')
     bars = axes.barh([row['label'] for row in rows], [row['results']['test_nll'] for row in rows])
     axes.bar_label(bars, fmt='%.3f', padding=3)
     axes.invert_yaxis()
-    axes.set_xlabel('test NLL, bits a sample (lower is better)')
+    axes.set_xlabel('test NLL, bits per sample (lower is better)')
     axes.margins(x=0.1)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
 

@@ -95,7 +95,7 @@ def picture(rows: list[dict]) -> Figure:
         axis.bar([i + shift for i in range(len(rows))], [row[f'{part} ratio'] for row in rows], 0.4, label=part)
     axis.axhline(1, color='black', linewidth=0.8)
     axis.set_xticks(range(len(rows)), [f'{row["ours"]}\nagainst {row["peer"]}' for row in rows], fontsize=7)
-    axis.set_ylabel('images a second / peer')
+    axis.set_ylabel('images per second / peer')
     axis.legend()
     return figure
 

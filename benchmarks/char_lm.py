@@ -115,13 +115,13 @@ def match_width(name: str, settings: Settings) -> dict[str, object]:
     reference, rounds = int(settings['width']), int(settings['rounds'])
     if name == 's4d':
         seconds = medians({name: stepper(name, reference, settings)}, rounds)[name]
-        return {'width': reference, 'ms a step': 1e3 * seconds, 'of s4d': 1.0}
+        return {'width': reference, 'ms per step': 1e3 * seconds, 'of s4d': 1.0}
     width, found = 4 * round(0.15 * reference), {}
     while width not in found:
         candidates = {key: stepper(key, size, settings) for key, size in (('s4d', reference), (name, width))}
         seconds = medians(candidates, rounds)
         ratio = seconds[name] / seconds['s4d']
-        found[width] = {'width': width, 'ms a step': 1e3 * seconds[name], 'of s4d': ratio}
+        found[width] = {'width': width, 'ms per step': 1e3 * seconds[name], 'of s4d': ratio}
         print(f'{name}: a step at width {width} takes {ratio:.3f} of the time of s4d', flush=True)
         if abs(ratio - 1) > 0.03:
             # Time grows with a power of the width between 1 and 2.

@@ -49,7 +49,7 @@ print(time.perf_counter() - start)
 
 
 def speeds(model: SaShiMi, batch: int, ways: dict[str, Callable[[SaShiMi, int], Any]]) -> dict[str, dict[str, float]]:
-    """Median samples a second (all rows together) of each way, over interleaved rounds, and seconds before them."""
+    """Median samples per second (all rows together) of each way, over interleaved rounds, and seconds before them."""
     rng, samplers, found, before = np.random.default_rng(0), {}, {way: [] for way in ways}, {}
     first = torch.full((batch,), 128)
     for way, make in ways.items():
@@ -115,7 +115,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     axis.axvline(RATE, color='black', linewidth=0.8, linestyle='--')
     axis.set_xscale('log')
     axis.margins(x=0.25)
-    axis.set_xlabel(f'samples a second, all rows together (dashed: {RATE})')
+    axis.set_xlabel(f'samples per second, all rows together (dashed: {RATE})')
     axis.invert_yaxis()
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
 

@@ -86,7 +86,7 @@ if __name__ == '__main__':
     measured = setup(chosen['threads'], chosen['device']) + f', batch {chosen["batch"]}'
     found, length = [], 1024
     while length <= int(chosen['longest']):
-        # The plain way needs some 60 bytes a sample: at most 2^25 samples keep it within 2 GB.
+        # The plain way needs some 60 bytes per sample: at most 2^25 samples keep it within 2 GB.
         features = min(int(chosen['features']), 2**25 // (int(chosen['batch']) * length))
         rounds = max(2, int(chosen['rounds']) if length <= 65536 else 2)
         found.append(measure(int(chosen['batch']), features, length, rounds, chosen['device']))

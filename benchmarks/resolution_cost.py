@@ -4,7 +4,7 @@
                                           device=cpu rounds=5 out=out/resolution_cost]
 
 A model for `size` evaluates at 1, 1.5, 2 and 3 times that, with the same weights. Milliseconds an image; `/ peer` is
-the ratio of medians of interleaved runs; `a pixel` is the time a pixel over that at the training size. An S4ND kernel
+the ratio of medians of interleaved runs; `a pixel` is the time per pixel over that at the training size. An S4ND kernel
 spans the image, so its products grow with one side more than the pixels do.
 """
 
@@ -37,7 +37,7 @@ def picture(rows: list[dict]) -> Figure:
     axis = figure.subplots()
     for name in ('ours', 'peer'):
         axis.plot([row['size'] for row in rows], [row[f'{name} ms'] for row in rows], 'o-', label=name)
-    axis.set(xlabel='size (pixels a side)', ylabel='ms an image', xscale='log', yscale='log')
+    axis.set(xlabel='size (pixels per side)', ylabel='ms per image', xscale='log', yscale='log')
     axis.legend()
     return figure
 

@@ -123,7 +123,7 @@ def costs(task: str, name: str) -> Result:
     model = VARIANTS[name].freeze(setting.model(VARIANTS[name]))
     x = torch.randn(setting.batch, *setting.shape)
     seconds = processor_seconds(lambda: model(x).square().mean().backward())
-    return {'ms a step': 1000 * seconds, 'MB': memory(model, x) / 1e6}
+    return {'ms per step': 1000 * seconds, 'MB': memory(model, x) / 1e6}
 
 
 def kept(path: Path, make: Callable[[], Result], **about: object) -> Result:
@@ -171,13 +171,13 @@ def tables(rows: Sequence[Result]) -> str:
     for task in dict.fromkeys(row['task'] for row in rows):
         text += [f'**{SETTINGS[task].title}**', '']
         text += [
-            '| kernel | ×½ | ×1 | ×2 | ms a step | MB | parameters | seeds |',
+            '| kernel | ×½ | ×1 | ×2 | ms per step | MB | parameters | seeds |',
             '|---|---|---|---|---|---|---|---|',
         ]
         for row in rows:
             if row['task'] == task:
                 accuracy = ' | '.join(f'{row[key]:.1f}' for key in ('×½', '×1', '×2'))
-                costs = f'{row["ms a step"]:.0f} | {row["MB"]:.1f} | {row["parameters"]:,} | {row["seeds"]}'
+                costs = f'{row["ms per step"]:.0f} | {row["MB"]:.1f} | {row["parameters"]:,} | {row["seeds"]}'
                 text.append(f'| `{row["kernel"]}` | {accuracy} | {costs} |')
         text.append('')
     return '\n'.join(text)

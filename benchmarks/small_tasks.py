@@ -19,7 +19,7 @@ from s4nd.tasks import Strided, Task
 from s4nd.tasks.images import ImageConfig, ImageEval, ImageTask
 from s4nd.training.config import ModelConfig, RunConfig
 
-PIXELS, SIDE = 14, 16  # pixels a side, of the line and of the plane
+PIXELS, SIDE = 14, 16  # pixels per side, of the line and of the plane
 RATE, SECONDS = 4000, 0.5
 SAMPLES, DELAY, CYCLES = 4096, 1000, 32
 TEST_IMAGES = 1000

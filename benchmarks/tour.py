@@ -24,11 +24,11 @@ from s4nd.kernels import S4DKernel
 mpl.use('Agg')
 import matplotlib.pyplot as plt
 
-LENGTH, FINE = 64, 32  # samples of the tour's signal; Runge-Kutta steps a sample
+LENGTH, FINE = 64, 32  # samples of the tour's signal; Runge-Kutta steps per sample
 
 
 def example(layer: type[S4 | S4ND] = S4, **options: object) -> S4 | S4ND:
-    """One feature, a state of four numbers (two complex ones), a tenth of a unit of time a sample."""
+    """One feature, a state of four numbers (two complex ones), a tenth of a unit of time per sample."""
     torch.manual_seed(0)
     return (
         layer(1, kernel='s4d', d_state=4, dt_min=0.1, dt_max=0.1, skip=False, **options).double().requires_grad_(False)

@@ -57,7 +57,7 @@ def main(words: list[str]) -> None:
 
 
 def show_motions(root: str, path: Path) -> None:
-    """One clip of each class in its row, four frames a second."""
+    """One clip of each class in its row, four frames per second."""
     scenes = MovingSet.draw(fashion_mnist(root, download=False, train=False).images, len(MOTIONS), seed=0)
     clips = scenes.at(ClipGrid((64, 64), 4, 2))[:, 0]
     rows = F.pad(clips.transpose(1, 2), (0, 4), value=255).flatten(2)  # frames side by side, a gap after each
@@ -92,7 +92,7 @@ def measure(runs: list[Path], out: Path) -> None:
     rows = [
         {
             'model': run.name,
-            'ms a clip': 1000 * median(seconds[run][1:]) / CLIPS,
+            'ms per clip': 1000 * median(seconds[run][1:]) / CLIPS,
             'peak MB': 1000 * peak_memory(make_step, str(run)),
         }
         for run in runs

@@ -133,15 +133,22 @@ def recur(system, D, u, y, state):
 
 
 @_compile
+def _moments(x):
+    """Mean and variance of x (n)."""
+    mean = x.sum() / np.float32(x.size)
+    variance = np.float32(0)
+    for value in x:
+        variance += (value - mean) ** 2
+    return mean, variance / np.float32(x.size)
+
+
+@_compile
 def layer_norm(w, x, y):
     """Weights: scale (n), then shift (n)."""
     width = x.shape[1]
     for b in range(x.shape[0]):
-        mean = x[b].sum() / np.float32(width)
-        variance = np.float32(0)
-        for i in range(width):
-            variance += (x[b, i] - mean) ** 2
-        scale = _one / math.sqrt(variance / np.float32(width) + _eps)
+        mean, variance = _moments(x[b])
+        scale = _one / math.sqrt(variance + _eps)
         for i in range(width):
             y[b, i] = (x[b, i] - mean) * scale * w[i] + w[width + i]
 
@@ -151,11 +158,8 @@ def scalar_norm(w, x, y):
     """One shift w[0] and one scale w[1] for all features, no epsilon."""
     width = x.shape[1]
     for b in range(x.shape[0]):
-        mean = x[b].sum() / np.float32(width)
-        variance = np.float32(0)
-        for i in range(width):
-            variance += (x[b, i] - mean) ** 2
-        scale = w[1] / np.float32(math.sqrt(variance / np.float32(width))) if variance > 0 else np.float32(0)
+        mean, variance = _moments(x[b])
+        scale = w[1] / np.float32(math.sqrt(variance)) if variance > 0 else np.float32(0)
         for i in range(width):
             y[b, i] = (x[b, i] - mean + w[0]) * scale
 

@@ -15,7 +15,21 @@ from s4nd.layers.s5 import S5
 from s4nd.layers.streaming import State
 
 
-class GatedLayer(nn.Module):
+class Wrapper(nn.Module):
+    """A block around one `layer`, whose state and discretization are the block's."""
+
+    layer: nn.Module
+
+    def init_state(self, batch: int) -> State:
+        """Make the state before the first sample, that of the layer."""
+        return self.layer.init_state(batch)
+
+    def system(self, step: float = 1.0) -> Any:
+        """Discretize the layer: compute it once before a loop of `step` calls."""
+        return self.layer.system(step)
+
+
+class GatedLayer(Wrapper):
     """Compute GLU(W GELU(layer(x))), the block of S4, DSS and SGConv without its residual: (B, H, L) -> (B, H, L).
 
     Args:
@@ -61,14 +75,6 @@ class GatedLayer(nn.Module):
         y, state = self.layer(x, state)
         return self._output(y.transpose(1, 2)).transpose(1, 2), state
 
-    def init_state(self, batch: int) -> State:
-        """Make the state before the first sample, that of the layer."""
-        return self.layer.init_state(batch)
-
-    def system(self, step: float = 1.0) -> Any:
-        """Discretize the layer: compute it once before a loop of `step` calls."""
-        return self.layer.system(step)
-
     def step(self, x: Tensor, state: State, system: Any = None) -> tuple[Tensor, State]:
         """Take one sample (B, H) and return the output and the new state; `state` is left as it was."""
         check_sample(x, self.d_model)
@@ -80,7 +86,7 @@ class GatedLayer(nn.Module):
         return y if self.linear is None else F.glu(self.linear(y), dim=-1)
 
 
-class Residual(nn.Module):
+class Residual(Wrapper):
     """Compute x + layer(norm(x)), or norm(x + layer(x)): (B, H, L) -> (B, H, L), streaming where the layer does.
 
     Args:
@@ -118,14 +124,6 @@ class Residual(nn.Module):
             return self._add(x, self.layer(u, **options))
         y, state = self.layer(u, state, **options)
         return self._add(x, y), state
-
-    def init_state(self, batch: int) -> State:
-        """Make the state before the first sample, that of the layer."""
-        return self.layer.init_state(batch)
-
-    def system(self, step: float = 1.0) -> Any:
-        """Discretize the layer: compute it once before a loop of `step` calls."""
-        return self.layer.system(step)
 
     def step(self, x: Tensor, state: State, system: Any = None) -> tuple[Tensor, State]:
         """Take one sample (B, H) -> (B, H) and the new state; `state` is left as it was."""

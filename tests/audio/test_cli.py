@@ -11,20 +11,13 @@ import torch
 from audio import cli
 from audio.io import read_audio
 from s4nd.cli import main
-
-CONFIG = """
-task: audio
-model: {name: sashimi, args: {d_model: 8, n_layers: 1, pool: [4], d_state: 4}}
-data: {kind: plucked, sample_rate: 1000, clip_samples: 64, bits: 6, batch_size: 2, train_count: 4, test_count: 2}
-epochs: 1
-device: cpu
-"""
+from tests.test_mistakes import AUDIO
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('run')
-    (folder / 'sound.yaml').write_text(CONFIG)
+    (folder / 'sound.yaml').write_text(AUDIO)
     assert main(['train', f'{folder}/sound.yaml', f'out={folder}/out', 'max_steps=1']) == 0
     return folder / 'out'
 

@@ -1,7 +1,6 @@
 """What every layer promises to code that we did not write: optimizers, transforms, threads, memory formats, hooks."""
 
 import copy
-import threading
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from s4nd import GSS, S4, S4ND, S5, GSSHybrid, LiquidS4, LocalAttention, Mega, param_groups
 from s4nd.layers import LMU, CKConv, GatedLayer, GridLayer, Residual, S5Gate
+from tests.concurrency import check_threads
 
 DOUBLE = torch.float64
 # Name: (layer of a dtype, shape of an input).
@@ -263,24 +263,7 @@ class TestMemory:
         layer.eval()
         inputs = [x, torch.cat([x, x], -1), torch.cat([x, x, x], -1)]
         true = [fresh_output(layer, x) for x in inputs]
-        wrong: list[str] = []
-
-        def run(offset: int) -> None:
-            with torch.no_grad():
-                for i in range(100):
-                    j = (i + offset) % len(inputs)
-                    try:
-                        if not torch.allclose(layer(inputs[j]), true[j], atol=1e-12):
-                            wrong.append(f'call {i}')
-                    except Exception as error:
-                        wrong.append(repr(error))
-
-        threads = [threading.Thread(target=run, args=(k,)) for k in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not wrong
+        check_threads(layer, inputs, true, calls=100, atol=1e-12)
 
 
 class TestReparametrizations:

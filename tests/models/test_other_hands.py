@@ -1,7 +1,6 @@
 """What every model promises to code that we did not write, as tests/layers/test_contract.py for layers."""
 
 import copy
-import threading
 import warnings
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ import s4nd
 from audio.models import DiffusionSaShiMi, SaShiMi, WaveClassifier
 from s4nd.models.ccnn import CCNN
 from s4nd.models.sssd import SSSDS4
+from tests.concurrency import check_threads
 from tests.models.families import CLIPS, SMALL, build, clip, enliven, image, size_of
 
 Inputs = tuple[Tensor, ...]
@@ -203,24 +203,7 @@ class TestMemory:
         model, inputs = make(case)
         inputs = (*inputs, *(x[:1] for x in inputs))
         true = [fresh_output(model, x) for x in inputs]
-        wrong: list[str] = []
-
-        def run(offset: int) -> None:
-            with torch.no_grad():
-                for i in range(20):
-                    j = (i + offset) % len(inputs)
-                    try:
-                        if not torch.allclose(model(inputs[j]), true[j], atol=1e-5, rtol=1e-4):
-                            wrong.append(f'call {i}')
-                    except Exception as error:
-                        wrong.append(repr(error))
-
-        threads = [threading.Thread(target=run, args=(k,)) for k in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not wrong
+        check_threads(model, inputs, true, calls=20, atol=1e-5, rtol=1e-4)
 
     @EVERY
     @torch.no_grad()

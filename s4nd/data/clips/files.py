@@ -42,7 +42,7 @@ def read_clip(path: Path, grid: ClipGrid, place: float = 0.5, stored_rate: float
     Args:
         path: a video file, or a folder of image files, taken in the order of the numbers in their names.
         place: where in the clip to begin, from 0 (its first seconds) to 1 (its last).
-        stored_rate: frames a second of a folder.
+        stored_rate: frames per second of a folder.
 
     Raises ClipError: it cannot be read, holds no frame there, or frames of several sizes.
     """

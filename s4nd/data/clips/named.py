@@ -57,7 +57,7 @@ def _files(data: VideoData, seed: int) -> tuple[ClipSet, ClipSet | None]:
     if any(PurePosixPath(member.path).suffix.lower() in VIDEO_SUFFIXES for member in members) and not has_decoder():
         raise DataError(f"{root}: video files are decoded by PyAV: pip install 's4nd[video]'")
     if data.stored_rate is None and any((root / member.path).is_dir() for member in members):
-        raise DataError(f'{root}: data.stored_rate must be given, frames a second of the clips that are folders')
+        raise DataError(f'{root}: data.stored_rate must be given, frames per second of the clips that are folders')
     splits = {member.split for member in members}
     train = [member for member in members if member.split == ('train' if 'train' in splits else '')]
     if not train:

@@ -17,20 +17,8 @@ from audio.io import read_audio, write_audio
 from audio.tasks import build
 from s4nd.train import main as train
 from s4nd.training.config import load_config
+from tests.audio.data.conftest import ramp
 from tests.audio.data.test_files import speech_commands
-
-
-def ramp(samples: int) -> torch.Tensor:
-    """Every sample differs from its neighbors by 1/16384, so a window tells where it was cut."""
-    return torch.arange(1, samples + 1) / 16384
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / 'sub').mkdir()
-    write_audio(tmp_path / 'a.wav', ramp(1000), 8000)
-    write_audio(tmp_path / 'sub' / 'b.flac', ramp(2000), 8000)
-    return tmp_path
 
 
 def where(clip: torch.Tensor) -> int:

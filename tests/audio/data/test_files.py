@@ -9,18 +9,7 @@ import torch
 
 from audio.data.files import PARTS, class_of, scan_folder, speech_commands_digits, split_files, unpacked
 from audio.io import write_audio
-
-
-def ramp(samples: int) -> torch.Tensor:
-    return torch.arange(1, samples + 1) / 16384
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / 'sub').mkdir()
-    write_audio(tmp_path / 'a.wav', ramp(1000), 8000)
-    write_audio(tmp_path / 'sub' / 'b.flac', ramp(2000), 8000)
-    return tmp_path
+from tests.audio.data.conftest import ramp
 
 
 def test_scan(folder: Path) -> None:
