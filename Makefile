@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help setup demo test test-newest gpu gpu-train timm-suite lint format clean clients
 
 help:
-	@echo "make demo    train on the embedded images and sounds, evaluate at other resolutions, write a WAV (about 4 minutes)"
+	@echo "make demo    train on the embedded images and sounds, evaluate at other resolutions, write a WAV (about 5 minutes)"
 	@echo "make test    run the tests"
 	@echo "make test-newest   run the tests of kernels, layers and models on the newest torch"
 	@echo "make gpu     measure on a GPU: speed beside timm's, memory, tests (5 minutes)"
