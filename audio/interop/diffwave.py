@@ -9,12 +9,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from audio.interop._levels import level_args, pools
 from audio.models.backbone import Level
 from audio.models.denoiser import DenoisingBlock, DiffusionSaShiMi
 from s4nd.diffusion import step_network
 from s4nd.interop._names import Names, fill
 from s4nd.interop._parts import s4_args, s4_state, take_conv, take_linear, take_norm, take_s4
 from s4nd.interop.formats import Format
+
+_MAPS = {  # ours: released
+    'step_embedding.0.': 'fc_t1.',
+    'step_embedding.2.': 'fc_t2.',
+    'leave.0.': 'final_conv.0.conv.',
+    'leave.2.': 'final_conv.2.conv.',
+}
 
 
 def load_diffwave(
@@ -43,45 +51,37 @@ def load_diffwave(
         ValueError: naming the first tensor that is missing, left over or of another shape.
     """
     names = Names(weights)
-    lists = {which: _modules(names, which) for which in ('d_layers', 'c_layers', 'u_layers')}
-    maps = [take_linear(names, f'{part}linear.conv.', '') for part in lists['d_layers'] if _is_pool(names, part)]
-    shapes = [found['parametrizations.weight.original1'].shape for found in maps]
-    d_model = len(names.take('init_conv.0.conv.bias'))
-    widths = [d_model, *(out for out, _ in shapes)]
-    if not lists['c_layers']:
-        raise ValueError('no c_layers.0.… in the published weights')
-    first = lists['c_layers'][0]
-    ff = names.has(f'{first}ff.')
-    pool = [features // width for width, (_, features) in zip(widths, shapes, strict=False)]
-    layer = take_s4(names, f'{first}layer.')
-    mel = [names.take(f'{first}upsample_conv2d.{i}.bias') for i in (0, 1)] if names.has(f'{first}upsample') else None
+    length = _trained_length(names, length)
     model = DiffusionSaShiMi(
-        condition=len(names.take('fc_t2.bias')),
-        steps=steps,
-        beta_min=beta_min,
-        beta_max=beta_max,
-        d_model=d_model,
-        n_layers=len(lists['c_layers']),
-        pool=pool,
-        expand=widths[1] // d_model if shapes else 1,
-        ff=len(names.take(f'{first}ff.ff.0.conv.bias')) // widths[-1] if ff else 0,
-        mixer_args=s4_args(layer),
-        unet=len(lists['d_layers']) > len(pool),
-        mel=None if mel is None else [_factor(names, f'{first}upsample_conv2d.{i}.') for i in (0, 1)],
-        length=_trained_length(names, lists['u_layers'], length),
+        steps=steps, beta_min=beta_min, beta_max=beta_max, length=length, **_model_args(names)
     ).double()
     model.step_embedding = step_network(len(names.take('fc_t2.bias')), len(names.take('fc_t1.bias'))).double()
     state = take_linear(names, 'init_conv.0.conv.', 'enter.') | take_norm(names, 'norm.', 'backbone.norm.')[1]
-    for ours, theirs in [
-        ('step_embedding.0.', 'fc_t1.'), ('step_embedding.2.', 'fc_t2.'), ('leave.0.', 'final_conv.0.conv.'),
-        ('leave.2.', 'final_conv.2.conv.'),
-    ]:  # fmt: skip
+    for ours, theirs in _MAPS.items():
         state |= take_linear(names, theirs, ours)
     for ours, theirs in _places(model):
         state |= _part(model.get_submodule(ours), f'{ours}.', names, theirs)
     names.check_empty()
     fill(model, state)
     return model.to(device=device, dtype=dtype or torch.float32)
+
+
+def _model_args(names: Names) -> dict[str, Any]:
+    """Keywords of the model that the weights tell."""
+    down, center = names.modules('d_layers.'), names.modules('c_layers.')
+    if not center:
+        raise ValueError('no c_layers.0.… in the published weights')
+    d_model, first, ff = len(names.take('init_conv.0.conv.bias')), center[0], f'{center[0]}ff.ff.0.conv.bias'
+    levels, width = level_args(names, d_model, [f'{part}linear.conv.' for part in pools(names, down)])
+    return levels | {
+        'condition': len(names.take('fc_t2.bias')),
+        'd_model': d_model,
+        'n_layers': len(center),
+        'ff': len(names.take(ff)) // width if ff in names else 0,
+        'mixer_args': s4_args(take_s4(names, f'{first}layer.')),
+        'unet': len(down) > len(levels['pool']),
+        'mel': [_factor(names, part) for part in names.modules(f'{first}upsample_conv2d.')] or None,
+    }
 
 
 def _part(module: nn.Module, ours: str, names: Names, theirs: str) -> dict[str, Tensor]:
@@ -119,17 +119,6 @@ def _numbered(name: str, blocks: nn.ModuleList) -> list[str]:
     return [f'{name}.{j}' for j in range(len(blocks))]
 
 
-def _modules(names: Names, which: str) -> list[str]:
-    found: list[str] = []
-    while names.has(f'{which}.{len(found)}.'):
-        found.append(f'{which}.{len(found)}.')
-    return found
-
-
-def _is_pool(names: Names, part: str) -> bool:
-    return names.has(f'{part}linear.')
-
-
 def _factor(names: Names, theirs: str) -> int:
     (kernel,) = [
         value for name, value in take_conv(names, theirs, '').items() if name.endswith(('original1', 'weight'))
@@ -137,8 +126,9 @@ def _factor(names: Names, theirs: str) -> int:
     return kernel.shape[-1] // 2
 
 
-def _trained_length(names: Names, up: list[str], given: int | None) -> int | None:
+def _trained_length(names: Names, given: int | None) -> int | None:
     """The length in training: as given, or what the finest level's kernels have stored."""
+    up = names.modules('u_layers.')
     stored = f'{up[-1]}layer.kernel.kernel.L' if up else ''
     if given is not None or stored not in names:
         return given

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from audio.interop._levels import level_args, pools
 from audio.models.backbone import Level
 from audio.models.sashimi import SaShiMi
 from s4nd.interop._names import Names, fill
@@ -42,15 +43,25 @@ def load_sashimi(
             that is no power of 2.
     """
     names = Names(weights)
-    embedding = names.take('encoder.0.weight')
-    codes, d_model = embedding.shape
+    model = SaShiMi(**_model_args(names), dtype=torch.float64)
+    state = take_linear(names, 'decoder.0.output_transform.', 'head.')
+    state['embedding.weight'] = names.take('encoder.0.weight')
+    state |= take_norm(names, 'model.norm.', 'backbone.norm.')[1]
+    for ours, theirs in _places(model):
+        state |= _part(model, ours, names, theirs, dt_transform)
+    names.check_empty()
+    fill(model, state)
+    return model.to(device=device, dtype=dtype or torch.float32)
+
+
+def _model_args(names: Names) -> dict[str, Any]:
+    """Keywords of the model that the weights tell."""
+    codes, d_model = names.take('encoder.0.weight').shape
     if codes != 1 << (codes.bit_length() - 1):
         raise ValueError(f'encoder.0.weight: expected a power of 2 codes, got {codes}')
-    pools = [i for i in _numbers(names, 'model.d_layers.{}.') if _is_pool(names, f'model.d_layers.{i}.')]
-    shapes = [_shape(names, f'model.d_layers.{i}.linear.') for i in pools]
-    widths = [d_model, *(out for out, _ in shapes)]
-    pool = [features // width for width, (_, features) in zip(widths, shapes, strict=False)]
-    center = [f'model.c_layers.{i}.' for i in _numbers(names, 'model.c_layers.{}.')]
+    down, center = names.modules('model.d_layers.'), names.modules('model.c_layers.')
+    maps = [f'{part}linear.' for part in pools(names, down)]
+    levels, width = level_args(names, d_model, maps)
     first = take_s4(names, f'{center[0]}layer.') if center else {}
     if not first:
         raise ValueError('no model.c_layers.0.… in the published weights')
@@ -58,29 +69,17 @@ def load_sashimi(
         raise ValueError(f'{center[0]}…C: expected a causal model, got {len(first["C"])} kernels per feature')
     ff = [part for part in center if f'{part}layer.ff.0.0.weight' in names]
     last = names.take(f'{center[0]}layer.output_linear.0.weight')
-    unet = len(pools) < len(list(_numbers(names, 'model.d_layers.{}.')))
-    kind, _ = take_norm(names, f'{center[0]}norm.', '')
-    model = SaShiMi(
-        codes.bit_length() - 1,
-        d_model=d_model,
-        n_layers=len(center) - len(ff),
-        pool=pool,
-        expand=widths[1] // d_model if pools else 1,
-        ff=len(names.take(f'{ff[0]}layer.ff.0.0.weight')) // widths[-1] if ff else 0,
-        mixer_args=s4_args(first),
-        glu=len(last) == 2 * last.shape[1],
-        unet=unet,
-        norm=kind,
-        weight_norm=bool(pools) and is_weight_normed(names, f'model.d_layers.{pools[0]}.linear.'),
-        dtype=torch.float64,
-    )
-    state = {'embedding.weight': embedding} | take_linear(names, 'decoder.0.output_transform.', 'head.')
-    state |= take_norm(names, 'model.norm.', 'backbone.norm.')[1]
-    for ours, theirs in _places(model):
-        state |= _part(model, ours, names, theirs, dt_transform)
-    names.check_empty()
-    fill(model, state)
-    return model.to(device=device, dtype=dtype or torch.float32)
+    return levels | {
+        'bits': codes.bit_length() - 1,
+        'd_model': d_model,
+        'n_layers': len(center) - len(ff),
+        'ff': len(names.take(f'{ff[0]}layer.ff.0.0.weight')) // width if ff else 0,
+        'mixer_args': s4_args(first),
+        'glu': len(last) == 2 * last.shape[1],
+        'unet': len(maps) < len(down),
+        'norm': take_norm(names, f'{center[0]}norm.', '')[0],
+        'weight_norm': bool(maps) and is_weight_normed(names, maps[0]),
+    }
 
 
 def _part(model: SaShiMi, ours: str, names: Names, theirs: str, dt_transform: str) -> dict[str, Tensor]:
@@ -116,26 +115,6 @@ def _places(model: SaShiMi) -> Iterator[tuple[str, str]]:
             theirs = f'{at + j}.' if level.unet else f'{len(levels) - 1 - i}.{j}.'
             yield f'backbone.levels.{i}.{ours}', f'model.u_layers.{theirs}'
         at += len(level.up) + 1
-
-
-def _numbers(names: Names, pattern: str) -> Iterator[int]:
-    """Numbers of a list of modules, whose names begin with `pattern`."""
-    i = 0
-    while names.has(pattern.format(i)):
-        yield i
-        i += 1
-
-
-def _is_pool(names: Names, theirs: str) -> bool:
-    return names.has(f'{theirs}linear.')
-
-
-def _shape(names: Names, theirs: str) -> tuple[int, int]:
-    """(out, in) of a linear map."""
-    (weight,) = [
-        value for name, value in take_linear(names, theirs, '').items() if value.dim() == 2 and name[-1] != '0'
-    ]
-    return weight.shape[0], weight.shape[1]
 
 
 FORMAT = Format(

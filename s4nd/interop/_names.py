@@ -30,6 +30,13 @@ class Names:
         """Whether any name begins with `prefix`."""
         return any(name.startswith(prefix) for name in self._weights)
 
+    def modules(self, prefix: str) -> list[str]:
+        """Prefixes of the members of a list of modules: `prefix`0., `prefix`1., … as far as there are names."""
+        found: list[str] = []
+        while self.has(f'{prefix}{len(found)}.'):
+            found.append(f'{prefix}{len(found)}.')
+        return found
+
     def take(self, name: str) -> Tensor:
         """Return one tensor; raises ValueError where it is missing."""
         if name not in self._weights:

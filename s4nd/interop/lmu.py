@@ -6,6 +6,8 @@ Shape legend: D = features in, M = memories, N = polynomials, H = hidden feature
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from s4nd.interop._names import Names, fill
 from s4nd.layers.lmu import LMU
 
@@ -56,15 +58,19 @@ def load_lmu(
         input_to_hidden=input_to_hidden,
         **place,
     )
-    state = {'encoder.weight': encoder.T}
+    fill(layer, _state(names))
+    names.check_empty()
+    return layer
+
+
+def _state(names: Names) -> dict[str, Tensor]:
+    state = {'encoder.weight': names.take('kernel').T}
     if 'bias' in names:
         state['encoder.bias'] = names.take('bias')
     if 'recurrent_kernel' in names:
         state['recall.weight'] = names.take('recurrent_kernel').T
-    if has_cell:
+    if 'hidden_cell.kernel' in names:
         state['cell.weight'] = names.take('hidden_cell.kernel').T
         state['cell.bias'] = names.take('hidden_cell.bias')
         state['cell_recall.weight'] = names.take('hidden_cell.recurrent_kernel').T
-    fill(layer, state)
-    names.check_empty()
-    return layer
+    return state

@@ -77,15 +77,8 @@ def load_mega(
         prenorm=prenorm,
         **place,
     )
-    sizes = [d_model, scale.shape[1], d_value, d_model]
     state = norm_state | bias | {'scale': scale, 'shift': names.take('beta')}
-    for part in ('weight', 'bias'):
-        if names.take(f'mx_proj.{part}').shape[0] != sum(sizes):
-            raise ValueError(f'{prefix}mx_proj.{part}: expected {sum(sizes)} rows, of sizes {sizes}')
-        update, z, reset, h = names.take(f'mx_proj.{part}').split(sizes)
-        state[f'gates.{part}'] = torch.cat([z, reset, update, h])
-        state[f'value.{part}'] = names.take(f'v_proj.{part}')
-        state[f'hidden.{part}'] = names.take(f'h_proj.{part}')
+    state |= _maps(names, prefix, [d_model, scale.shape[1], d_value, d_model])
     state |= {f'average.{name}': value for name, value in _average(names, 'move.').items()}
     fill(layer, state)
     names.check_empty()
@@ -105,6 +98,19 @@ def load_feed_forward(
     fill(block, state)
     names.check_empty()
     return block
+
+
+def _maps(names: Names, prefix: str, sizes: list[int]) -> dict[str, Tensor]:
+    """The linear maps; `sizes`: rows of update, z, reset and h in mx_proj."""
+    state = {}
+    for part in ('weight', 'bias'):
+        if names.take(f'mx_proj.{part}').shape[0] != sum(sizes):
+            raise ValueError(f'{prefix}mx_proj.{part}: expected {sum(sizes)} rows, of sizes {sizes}')
+        update, z, reset, h = names.take(f'mx_proj.{part}').split(sizes)
+        state[f'gates.{part}'] = torch.cat([z, reset, update, h])
+        state[f'value.{part}'] = names.take(f'v_proj.{part}')
+        state[f'hidden.{part}'] = names.take(f'h_proj.{part}')
+    return state
 
 
 def _average(names: Names, prefix: str = '') -> dict[str, Tensor]:

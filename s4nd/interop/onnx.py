@@ -70,7 +70,7 @@ def export_onnx(
         ValueError: the model is in training mode, the example has fewer than 2 rows, or the model refuses it.
         ImportError: the packages of the extra `export` are not installed.
     """
-    import onnxruntime
+    import onnxruntime  # noqa: F401 (missing, it is told before the work)
 
     rows = {len(value) for value in example.values()}
     if len(rows) != 1 or min(rows) < 2:
@@ -90,17 +90,25 @@ def export_onnx(
     def write(temporary: Path) -> None:
         nonlocal worst
         program.save(temporary, external_data=False)
-        try:
-            worst = measure(onnxruntime.InferenceSession(temporary, providers=['CPUExecutionProvider']))
-        except Exception as error:  # ONNX Runtime has a dozen types, with no common one but this
-            raise ExportError(f'ONNX Runtime cannot run the graph: {path} was not written ({error})') from error
-        if not worst <= TOLERANCE:
-            raise ExportError(
-                f'ONNX Runtime differs from the model by {worst:.1e} of its largest output, expected at most '
-                f'{TOLERANCE:.0e}: {path} was not written'
-            )
+        worst = _measure(temporary, path, measure)
 
     write_atomically(path, write)
+    return worst
+
+
+def _measure(temporary: Path, path: str | Path, measure: Callable[[InferenceSession], float]) -> float:
+    """The worst relative error of the graph that stands at `temporary`, to be `path`; ExportError above TOLERANCE."""
+    import onnxruntime
+
+    try:
+        worst = measure(onnxruntime.InferenceSession(temporary, providers=['CPUExecutionProvider']))
+    except Exception as error:  # ONNX Runtime has a dozen types, with no common one but this
+        raise ExportError(f'ONNX Runtime cannot run the graph: {path} was not written ({error})') from error
+    if not worst <= TOLERANCE:
+        raise ExportError(
+            f'ONNX Runtime differs from the model by {worst:.1e} of its largest output, expected at most '
+            f'{TOLERANCE:.0e}: {path} was not written'
+        )
     return worst
 
 

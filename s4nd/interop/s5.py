@@ -43,16 +43,8 @@ def load_s5(
     names = Names(weights, prefix)
     if conj_sym is None:
         conj_sym = 'Lambda' not in names
-    A = (
-        names.take('Lambda')
-        if 'Lambda' in names
-        else torch.stack([names.take(f'Lambda_{p}') for p in ('re', 'im')], -1)
-    )
-    B, modes = names.take('B'), len(A)
-    if 'C1' in names:
-        C = torch.stack([names.take('C1'), names.take('C2')])
-    else:
-        C = names.take('C').unflatten(1, (-1, modes)).transpose(0, 1)  # (sides, H, P, 2)
+    A, B, C = _system(names)
+    modes = len(A)
     layer = S5(
         B.shape[1],
         d_state=2 * modes if conj_sym else modes,
@@ -74,6 +66,19 @@ def load_s5(
     fill(layer, state)
     names.check_empty()
     return layer
+
+
+def _system(names: Names) -> tuple[Tensor, Tensor, Tensor]:
+    """A (P, 2), B (P, H, 2) and C (sides, H, P, 2)."""
+    if 'Lambda' in names:
+        A = names.take('Lambda')
+    else:
+        A = torch.stack([names.take(f'Lambda_{part}') for part in ('re', 'im')], -1)
+    if 'C1' in names:
+        C = torch.stack([names.take('C1'), names.take('C2')])
+    else:
+        C = names.take('C').unflatten(1, (-1, len(A))).transpose(0, 1)
+    return A, names.take('B'), C
 
 
 def _log_decay(real: Tensor, prefix: str) -> Tensor:

@@ -34,13 +34,8 @@ def load_sgconv(
         raise ValueError(f"unknown mode {mode!r}: expected 'cat_randn' or 'sum_randn', with '_nearest' or without")
     names = Names(weights, prefix)
     D = names.take('D')
-    kernels: list[Tensor] = []
-    while f'kernel_list.{len(kernels)}' in names:
-        kernels.append(names.take(f'kernel_list.{len(kernels)}'))
-    if not kernels:
-        names.take('kernel_list.0')
-    weight = torch.stack(kernels, 2)  # (c, H, S, d)
-    whole = weight.shape[3] * 2 ** (len(kernels) - 1)
+    weight = _sub_kernels(names)
+    whole = weight.shape[3] * 2 ** (weight.shape[2] - 1)
     layer = S4(
         D.shape[1],
         kernel='sgconv',
@@ -67,3 +62,11 @@ def load_sgconv(
     if not is_normed:
         layer.kernels[0].reset_norm()
     return block
+
+
+def _sub_kernels(names: Names) -> Tensor:
+    """All sub-kernels, (c, H, S, d)."""
+    kernels = [names.take('kernel_list.0')]
+    while f'kernel_list.{len(kernels)}' in names:
+        kernels.append(names.take(f'kernel_list.{len(kernels)}'))
+    return torch.stack(kernels, 2)

@@ -16,6 +16,13 @@ from s4nd.interop.formats import Format
 from s4nd.models.sssd import SSSDS4
 
 _BLOCKS = 'residual_layer.residual_blocks'
+_MAPS = {  # ours: released
+    'enter.': 'init_conv.0.conv.',
+    'step_embedding.0.': 'residual_layer.fc_t1.',
+    'step_embedding.2.': 'residual_layer.fc_t2.',
+    'leave.0.': 'final_conv.0.conv.',
+    'leave.2.': 'final_conv.2.conv.',
+}
 
 
 def load_sssd(
@@ -41,9 +48,7 @@ def load_sssd(
             conjugate of P.
     """
     names = Names(weights)
-    count = 0
-    while names.has(f'{_BLOCKS}.{count}.'):
-        count += 1
+    count = len(names.modules(f'{_BLOCKS}.'))
     first = f'{_BLOCKS}.0.'
     layer = _layer(names, f'{first}S41.s4_layer.', l_max)
     condition, hidden = names.take('residual_layer.fc_t2.weight').shape
@@ -61,11 +66,7 @@ def load_sssd(
     features = names.take('residual_layer.fc_t1.weight').shape[1]
     model.step_embedding = step_network(condition, hidden, features).double()
     state: dict[str, Tensor] = {}
-    for ours, theirs in [
-        ('enter.', 'init_conv.0.conv.'), ('step_embedding.0.', 'residual_layer.fc_t1.'),
-        ('step_embedding.2.', 'residual_layer.fc_t2.'), ('leave.0.', 'final_conv.0.conv.'),
-        ('leave.2.', 'final_conv.2.conv.'),
-    ]:  # fmt: skip
+    for ours, theirs in _MAPS.items():
         state |= take_linear(names, theirs, ours)
     for i in range(count):
         state |= _block(model, names, i, l_max)

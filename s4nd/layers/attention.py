@@ -12,79 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from s4nd.layers.attention_bias import LagTable, RotaryBias
 from s4nd.layers.base import check_sample, check_signal, check_unit_step
 from s4nd.layers.streaming import State
-from s4nd.ops import toeplitz, wide
-
-
-class RotaryBias(nn.Module):
-    """A trained function of the lag that is added to attention logits, a head at a time (Mega, arXiv 2209.10655).
-
-    bias(i - j) = ⟨R_i α, R_j β⟩, where R_i turns every pair of entries by an angle proportional to i: a sum of waves
-    of fixed wavelengths, 2π … 2π·10⁴ samples, which knows lags of any size.
-    """
-
-    max_length = math.inf
-
-    def __init__(
-        self,
-        num_heads: int,
-        width: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.empty(num_heads, width, 2, device=device, dtype=dtype))
-        self.beta = nn.Parameter(torch.empty(num_heads, width, 2, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """As published: N(0, 0.02²)."""
-        nn.init.normal_(self.alpha, std=0.02)
-        nn.init.normal_(self.beta, std=0.02)
-
-    def forward(self, lags: Tensor) -> Tensor:
-        """Lags (K,) -> bias (n, K)."""
-        alpha, beta = wide(self.alpha), wide(self.beta)
-        width = alpha.shape[1]
-        frequency = 1e4 ** (-torch.arange(width, device=lags.device, dtype=alpha.dtype) / width)
-        angle = lags[:, None] * frequency
-        even = (alpha * beta).sum(-1)  # ⟨R_m α, β⟩ = Σ (α·β) cos + (α ∧ β) sin
-        odd = alpha[..., 0] * beta[..., 1] - alpha[..., 1] * beta[..., 0]
-        return (even @ angle.cos().T + odd @ angle.sin().T).to(self.alpha.dtype)
-
-
-class LagTable(nn.Module):
-    """A trained number per lag that is added to attention logits, a head at a time (the 'simple' bias of Mega).
-
-    Args:
-        num_heads: n.
-        max_length: M, most samples that see each other; lags are below it.
-    """
-
-    def __init__(
-        self,
-        num_heads: int,
-        max_length: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if max_length < 1:
-            raise ValueError(f'max_length must be at least 1, got {max_length}')
-        self.max_length = max_length
-        self.weight = nn.Parameter(torch.empty(num_heads, 2 * max_length - 1, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """As published: N(0, 0.02²)."""
-        nn.init.normal_(self.weight, std=0.02)
-
-    def forward(self, lags: Tensor) -> Tensor:
-        """Lags (K,), query minus key -> bias (n, K)."""
-        return self.weight.index_select(1, self.max_length - 1 - lags)
+from s4nd.ops import toeplitz
 
 
 class ChunkedAttention(nn.Module):
@@ -307,7 +238,7 @@ class LocalAttention(nn.Module):
         self.d_model, self.num_heads, self.head_width, self.chunk = d_model, num_heads, d_model // num_heads, chunk
         self.norm = nn.LayerNorm(d_model, **place)
         self.qkv = nn.Linear(d_model, 3 * d_model, **place)
-        bias = RotaryBias(num_heads, max(1, d_model // num_heads // 2), **place)
+        bias = RotaryBias(num_heads, max(1, self.head_width // 2), **place)
         self.attention = ChunkedAttention(bias, chunk=chunk, kind='softmax', causal=True)
         self.out = nn.Linear(d_model, d_model, **place)
         self.mlp = nn.Sequential(
@@ -321,11 +252,7 @@ class LocalAttention(nn.Module):
         """Transform x (B, C, L); with a state, go on from it and return the output and the state after x."""
         x = check_signal(x, self.d_model, 1)
         x = x.transpose(1, 2)  # (B, L, C)
-        q, k, v = (
-            self.qkv(self.norm(x))
-            .unflatten(-1, (3, self.num_heads, self.d_model // self.num_heads))
-            .permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_width)).permute(2, 0, 3, 1, 4)
         if state is None:
             y, after = self.attention(q, k, v), None  # (B, n, L, C/n)
         else:

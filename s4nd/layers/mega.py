@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s4nd.kernels import EMAKernel
-from s4nd.layers.attention import ChunkedAttention, LagTable, RotaryBias
+from s4nd.layers.attention import ChunkedAttention
+from s4nd.layers.attention_bias import LagTable, RotaryBias
 from s4nd.layers.base import check_floating, check_sample, check_signal, check_unit_step
 from s4nd.layers.norms import make_norm
 from s4nd.layers.streaming import State, scoped, within

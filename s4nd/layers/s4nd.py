@@ -79,24 +79,15 @@ class S4ND(GridLayer):
     ) -> None:
         axes = self._count_axes(grid)
         super().__init__(grid, device)
-        for name, value in (('tensor_rank', tensor_rank), ('channels', channels)):
-            if value < 1:
-                raise ValueError(f'{name} must be at least 1, got {value}')
-        if cell not in CELLS:
-            raise ValueError(f'unknown cell {cell!r}: expected one of {", ".join(CELLS)}')
+        _check(tensor_rank, channels, cell)
         self.d_model, self.spatial_dims, self.tensor_rank, self.channels = d_model, axes, tensor_rank, channels
         self.cell, self.method, self.exact = cell, 'auto', False
         self.bidirectional = per_axis(bidirectional, axes, 'bidirectional')
         self._l_max = [math.inf if v is None else float(v) for v in per_axis(l_max, axes, 'l_max')]
         if not min(self._l_max) >= 1:
             raise ValueError(f'l_max must be at least 1, got {l_max}')
-        of_axis = {
-            name: per_axis(value, axes, name)
-            for name, value in (
-                ('name', kernel), ('init', init), ('dt_min', dt_min), ('dt_max', dt_max), ('bandlimit', bandlimit),
-                ('args', kernel_args),
-            )
-        }  # fmt: skip
+        given = dict(name=kernel, init=init, dt_min=dt_min, dt_max=dt_max, bandlimit=bandlimit, args=kernel_args)
+        of_axis = {name: per_axis(value, axes, name) for name, value in given.items()}
         self.kernels = nn.ModuleList(
             make_kernel(
                 d_model=d_model,
@@ -110,9 +101,8 @@ class S4ND(GridLayer):
             for axis in range(axes)
         )
         self._own_length = ['length' in (args or {}) for args in of_axis['args']]
-        self.register_parameter(
-            'D', nn.Parameter(torch.empty(channels, d_model, device=device, dtype=dtype)) if skip else None
-        )
+        D = nn.Parameter(torch.empty(channels, d_model, device=device, dtype=dtype)) if skip else None
+        self.register_parameter('D', D)
         self._reset_skip()
 
     def _count_axes(self, grid: Sequence[int] | None) -> int:
@@ -236,6 +226,14 @@ class S4ND(GridLayer):
 
     def extra_repr(self) -> str:
         return f'{self.d_model}, grid={self.grid}, bidirectional={self.bidirectional}, cell={self.cell!r}'
+
+
+def _check(tensor_rank: int, channels: int, cell: str) -> None:
+    for name, value in (('tensor_rank', tensor_rank), ('channels', channels)):
+        if value < 1:
+            raise ValueError(f'{name} must be at least 1, got {value}')
+    if cell not in CELLS:
+        raise ValueError(f'unknown cell {cell!r}: expected one of {", ".join(CELLS)}')
 
 
 def per_axis(value: Any, axes: int, name: str) -> list[Any]:

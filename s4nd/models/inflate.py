@@ -60,12 +60,10 @@ def inflate(
     exp(-2 · num_frames / timescale).
 
     Args:
-        model: from `timm.create_model` or `s4nd.models.load_checkpoint`, perhaps with weights of a timm ConvNeXt by
-            `load_timm_weights`. It is left as it is.
+        model: from `timm.create_model` or `s4nd.models.load_checkpoint`; it is left as it is.
         num_frames: frames of the training clips.
         time_patch: frames that the stem takes together.
-        mode: 's4nd', for a model with S4ND in its blocks; 'i3d' or 's3d', for one with `mixer='conv2d'`. None: 's4nd'
-            or 'i3d'.
+        mode: 's4nd', for S4ND in the blocks; 'i3d' or 's3d', for `mixer='conv2d'`. None: 's4nd' or 'i3d'.
         timescale: frames after which the time kernel has decayed to 1/e, of 's4nd'.
         kernel, init, time_tied: of the time axis: 's4d' (dt is 2 / num_frames: modes n cycles per clip) or 's4' (C
             reads the first coefficient of the measure, which decays for init 'legs', and is the mean over a window of
@@ -81,21 +79,29 @@ def inflate(
     args, mode = _image_args(model, mode, time_patch)
     mixer_args = {**args.pop('mixer_args', {}), 'causal': causal, 'time_padding': time_padding}
     if mode == 's4nd':
-        own = {'kernel': kernel, 'init': init, 'kernel_args': None}
-        mixer_args = _with_time(mixer_args, own) | {'time_tied': time_tied}
+        mixer_args = _with_time(mixer_args, {'kernel': kernel, 'init': init, 'kernel_args': None})
+        mixer_args['time_tied'] = time_tied
     else:
         mixer_args['time_kernel_size'] = time_kernel_size
     given = dict(num_frames=num_frames, time_patch=time_patch, mixer=mode, mixer_args=mixer_args)
     args = complete(type(model), args, given | dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate))
-    video = type(model)(**args)
-    update_model_args(video, **args)
-    parameter = next(model.parameters())
-    video.to(device=parameter.device, dtype=parameter.dtype)
-    for layer in video.modules():
-        if isinstance(layer, ClipS4ND):
-            decay_(layer, timescale / time_patch)
+    video = _build(model, args, timescale / time_patch).train(model.training)
     video.load_state_dict(_inflated(model.state_dict(), video))
-    return video.train(model.training)
+    return video
+
+
+def _build(
+    model: S4NDConvNeXt | IsotropicS4ND, args: Mapping[str, Any], timescale: float
+) -> S4NDConvNeXt | IsotropicS4ND:
+    """A video model of the same family, device and dtype; S4ND layers decay in time, over `timescale` samples."""
+    built = type(model)(**args)
+    update_model_args(built, **args)
+    parameter = next(model.parameters())
+    built.to(device=parameter.device, dtype=parameter.dtype)
+    for layer in built.modules():
+        if isinstance(layer, ClipS4ND):
+            decay_(layer, timescale)
+    return built
 
 
 def decay_(layer: S4ND, timescale: float) -> S4ND:

@@ -107,12 +107,7 @@ class S4NDConvNeXt(Backbone):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         options = dict(mixer_args or {})
         layer = self.mixer_class({'mixer': mixer, 'num_frames': num_frames})
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}')
-        if options.get('channels', 1) != 1:
-            raise ValueError(
-                f'a ConvNeXt block has one kernel per feature: channels must be 1, got {options["channels"]}'
-            )
+        _check(output_stride, options.get('channels', 1))
         check_stages(depths, dims)
         grid = training_grid(img_size, num_frames)
         image = image_args(layer, options)
@@ -138,6 +133,13 @@ class S4NDConvNeXt(Backbone):
             num_classes=num_classes,
             drop_rate=drop_rate,
         )
+
+
+def _check(output_stride: int, channels: int) -> None:
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}')
+    if channels != 1:
+        raise ValueError(f'a ConvNeXt block has one kernel per feature: channels must be 1, got {channels}')
 
 
 def _stages(

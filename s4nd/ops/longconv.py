@@ -75,6 +75,19 @@ def separable_conv(
         ValueError: if numbers of axes, features or ranks do not agree, an axis is empty, the method is unknown, or it
             is 'triton' where that cannot run.
     """
+    _check(x, taps, centers, method)
+    if torch.jit.is_scripting() or x.is_meta or x.numel() == 0:
+        return torch.zeros_like(x) if x.numel() == 0 else _separable_conv(x, taps, centers, method, skip, True)
+    if not exact:
+        x = autocasted(x)
+    # What follows chooses its dtypes itself.
+    with torch.autocast(x.device.type, enabled=False):
+        if use_fused(x.device, x.dtype, list(x.shape[2:]), method) and _are_taps(taps, method):
+            return _one_pass(x, taps, centers, skip, exact)
+        return _separable_conv(x, taps, centers, method, skip, exact)
+
+
+def _check(x: Tensor, taps: list[Tensor], centers: list[int], method: str) -> None:
     axes = x.dim() - 2
     if len(taps) != axes or len(centers) != axes or axes < 1:
         raise ValueError(
@@ -94,15 +107,6 @@ def separable_conv(
             raise ValueError(f'x has an empty axis: shape {list(x.shape)}')
         if not matrix and (centers[axis] < 0 or centers[axis] >= k.shape[2]):
             raise ValueError(f'center {centers[axis]} of axis {axis} is outside its {k.shape[2]} lags')
-    if torch.jit.is_scripting() or x.is_meta or x.numel() == 0:
-        return torch.zeros_like(x) if x.numel() == 0 else _separable_conv(x, taps, centers, method, skip, True)
-    if not exact:
-        x = autocasted(x)
-    # What follows chooses its dtypes itself.
-    with torch.autocast(x.device.type, enabled=False):
-        if use_fused(x.device, x.dtype, list(x.shape[2:]), method) and _are_taps(taps, method):
-            return _one_pass(x, taps, centers, skip, exact)
-        return _separable_conv(x, taps, centers, method, skip, exact)
 
 
 @torch.jit.unused

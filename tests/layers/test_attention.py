@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from s4nd import LocalAttention
-from s4nd.layers.attention import KINDS, ChunkedAttention, LagTable, RotaryBias
+from s4nd.layers.attention import KINDS, ChunkedAttention
+from s4nd.layers.attention_bias import LagTable, RotaryBias
 from tests import oracles
 from tests.layers.streaming import check_causal, check_states_are_values, check_streaming
 
