@@ -238,11 +238,6 @@ class Memory:
         return both[:-1, :-1], both[:-1, -1]
 
 
-def clip_imag(B: Tensor, limit: float = 2.0) -> Tensor:
-    """Clip the imaginary part of B to [-limit, limit], as the published code does (phase-dependent)."""
-    return torch.complex(B.real, B.imag.clamp(-limit, limit))
-
-
 def _null_vector(skew: Tensor) -> Tensor:
     """(N, 1): v = (a + ib)/√2 for an orthonormal real basis a, b of the null space of a real skew matrix."""
     _, size, basis = torch.linalg.svd(skew)

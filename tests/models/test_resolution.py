@@ -32,11 +32,12 @@ def difference(case: str, size: tuple[int, int], **options) -> float:
 
 
 @pytest.mark.parametrize('case', list(SMALL))
-@pytest.mark.parametrize('size', [(48, 80), (33, 47), (128, 96)])
-def test_any_size_runs(case: str, size: tuple[int, int]) -> None:
-    y = build(case)(image(size))
-    assert y.shape == (2, 5)
-    assert y.isfinite().all()
+def test_any_size_runs(case: str) -> None:
+    model = build(case)
+    for size in ((48, 80), (33, 47)):
+        y = model(image(size))
+        assert y.shape == (2, 5)
+        assert y.isfinite().all()
 
 
 @pytest.mark.parametrize('size', [(16, 24), (32, 32), (64, 64)])

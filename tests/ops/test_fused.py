@@ -54,11 +54,8 @@ def errors(found: list[torch.Tensor], true: list[torch.Tensor]) -> list[float]:
 
 
 @pytest.mark.parametrize('size', [(1,), (7,), (33,), (1, 1), (5, 9), (17, 3), (2, 3, 5), (4, 1, 6)], ids=str)
-@pytest.mark.parametrize('rank', [1, 2, 3])
-@pytest.mark.parametrize('kind', ['bidirectional', 'causal', 'short', 'long'])
+@pytest.mark.parametrize(('rank', 'kind'), [(1, 'bidirectional'), (2, 'causal'), (3, 'long'), (1, 'short')])
 def test_equals_the_direct_sum(size: tuple[int, ...], rank: int, kind: str) -> None:
-    if len(size) == 3 and (rank, kind) not in {(1, 'bidirectional'), (2, 'causal'), (3, 'long'), (1, 'short')}:
-        pytest.skip('slow in the interpreter')
     inputs, centers = problem(size, rank, kind)
     weight = torch.randn_like(inputs[0])
     assert max(errors(ours(inputs, centers, weight), truth(inputs, centers, weight))) < 1e-5
@@ -66,8 +63,9 @@ def test_equals_the_direct_sum(size: tuple[int, ...], rank: int, kind: str) -> N
 
 @pytest.mark.parametrize('size', [(19,), (6, 10), (3, 5, 2)], ids=str)
 @pytest.mark.parametrize('rank', [1, 2])
-@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
-@pytest.mark.parametrize(('dtype', 'limit'), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize(('dtype', 'limit', 'layout'), [
+    (torch.bfloat16, 1e-2, 'contiguous'), (torch.bfloat16, 1e-2, 'channels_last'), (torch.float16, 2e-3, 'contiguous'),
+])  # fmt: skip
 def test_half_precision(size: tuple[int, ...], rank: int, layout: str, dtype: torch.dtype, limit: float) -> None:
     inputs, centers = problem(size, rank)
     weight = torch.randn_like(inputs[0])
