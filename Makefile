@@ -34,7 +34,7 @@ demo: setup
 	for run in s4nd conv2d; do $(BIN)/python -m s4nd.evaluate checkpoint=$(OUT)/$$run resample=true || exit 1; done
 	$(BIN)/python -m s4nd.training.report $(OUT)/s4nd/evaluation.json $(OUT)/conv2d/evaluation.json table=$(OUT)/resolution.txt picture=$(OUT)/resolution.png
 	$(BIN)/python train.py configs/demo/sashimi.yaml out=$(OUT)/sashimi overwrite=true
-	$(BIN)/python -m audio.generate checkpoint=$(OUT)/sashimi seconds=2 temperature=0.9 out=$(OUT)/plucked.wav
+	$(BIN)/s4nd generate checkpoint=$(OUT)/sashimi seconds=2 temperature=0.9 out=$(OUT)/plucked.wav
 	@echo
 	@cat $(OUT)/resolution.txt
 	@echo

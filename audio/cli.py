@@ -1,10 +1,10 @@
-"""The commands on sound: generate, metrics, page and export, each also `python -m audio.<name>`.
+"""The commands on sound: generate, metrics, page and export, each also `python -m s4nd.audio.<name>`.
 
     s4nd generate checkpoint=out/sashimi seconds=2 [seed=0 temperature=1 top_p=1 batch=4 label=NAME prompt=a.wav …]
     s4nd metrics checkpoint=out/run [part=test real=DATA]
     s4nd metrics generated=FOLDER classifier=out/digits_mel [checkpoint=out/run real=DATA seed=0 labels=none out=a.json]
     s4nd page real=DATA generated=FOLDER[,FOLDER …] out=page.html [count=6 seconds=8]
-    python -m audio.export checkpoint=out/sashimi [out=sashimi.onnx]
+    python -m s4nd.audio.export checkpoint=out/sashimi [out=sashimi.onnx]
 
 Every command returns its exit status: 2 for bad input, 130 when it was interrupted. `--help` lists its options.
 """
@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from audio.generation.generator import Generator, check_fits, class_numbers, load_generator, stream
-from audio.generation.sampling import Sampling, samples_in
-from audio.io import SUFFIXES, audio_info, check_writable, read_audio, write_audio, write_spectrogram
 from s4nd import cli
 from s4nd.files import write_atomically
 from s4nd.options import MISSING, describe, option
 from s4nd.words import parse_words
+
+from .generation.generator import Generator, check_fits, class_numbers, load_generator, stream
+from .generation.sampling import Sampling, samples_in
+from .io import SUFFIXES, audio_info, check_writable, read_audio, write_audio, write_spectrogram
 
 # Seconds of work between two writes of an unfinished clip.
 WRITE_EVERY = 30.0
@@ -91,17 +92,17 @@ def generate(arguments: Sequence[str]) -> int:
 
 
 def metrics(arguments: Sequence[str]) -> int:
-    """Print bits per sample of a model, or the metrics of generated clips; see `audio.evaluation.metrics`."""
+    """Print bits per sample of a model, or the metrics of generated clips; see `s4nd.audio.evaluation.metrics`."""
     return _run(_metrics, MetricsOptions, arguments, metrics)
 
 
 def page(arguments: Sequence[str]) -> int:
-    """Write a page to listen to real clips beside generated ones; see `audio.evaluation.page`."""
+    """Write a page to listen to real clips beside generated ones; see `s4nd.audio.evaluation.page`."""
     return _run(_page, PageOptions, arguments, page)
 
 
 def export(arguments: Sequence[str]) -> int:
-    """Write SaShiMi's step as ONNX; see `audio.models.onnx`. The status is 1 for a model that cannot be exported."""
+    """Write SaShiMi's step as ONNX; see `s4nd.audio.models.onnx`. The status is 1 if the model cannot be exported."""
     from s4nd.interop.onnx import report_errors
 
     return report_errors(_export, ExportOptions, arguments)
@@ -230,7 +231,7 @@ def terminable() -> Iterator[None]:
 
 
 def _metrics(options: MetricsOptions) -> int:
-    from audio.evaluation.metrics import evaluate, generated_bits, nll, table
+    from .evaluation.metrics import evaluate, generated_bits, nll, table
 
     if options.checkpoint is None and options.generated is None:
         raise ValueError('give checkpoint=… (its bits per sample) or generated=… (metrics of a folder of clips)')
@@ -255,7 +256,7 @@ def _metrics(options: MetricsOptions) -> int:
 
 
 def _page(options: PageOptions) -> int:
-    from audio.evaluation.page import write_page
+    from .evaluation.page import write_page
 
     torch.set_num_threads(1)
     folders = options.generated.split(',')
@@ -264,9 +265,10 @@ def _page(options: PageOptions) -> int:
 
 
 def _export(options: ExportOptions) -> dict[str, float]:
-    from audio.models.onnx import export_step
-    from audio.models.sashimi import SaShiMi
     from s4nd.training.checkpoint import find_weights, read_metadata
+
+    from .models.onnx import export_step
+    from .models.sashimi import SaShiMi
 
     model = load_generator(options.checkpoint).model
     if not isinstance(model, SaShiMi):

@@ -1,8 +1,8 @@
-"""The command `python -m audio.export`: see `audio.cli.export`."""
+"""`python -m s4nd.audio.export`: see `s4nd.audio.cli.export`."""
 
 import sys
 
-from audio.cli import export
+from .cli import export
 
 if __name__ == '__main__':
     sys.exit(export(sys.argv[1:]))

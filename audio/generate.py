@@ -1,8 +1,8 @@
-"""The command `python -m audio.generate`: see `audio.cli.generate`."""
+"""`python -m s4nd.audio.generate`: see `s4nd.audio.cli.generate`."""
 
 import sys
 
-from audio.cli import generate
+from .cli import generate
 
 if __name__ == '__main__':
     sys.exit(generate(sys.argv[1:]))

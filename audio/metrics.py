@@ -1,8 +1,8 @@
-"""The command `python -m audio.metrics`: see `audio.cli.metrics`."""
+"""`python -m s4nd.audio.metrics`: see `s4nd.audio.cli.metrics`."""
 
 import sys
 
-from audio.cli import metrics
+from .cli import metrics
 
 if __name__ == '__main__':
     sys.exit(metrics(sys.argv[1:]))

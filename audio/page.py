@@ -1,8 +1,8 @@
-"""The command `python -m audio.page`: see `audio.cli.page`."""
+"""`python -m s4nd.audio.page`: see `s4nd.audio.cli.page`."""
 
 import sys
 
-from audio.cli import page
+from .cli import page
 
 if __name__ == '__main__':
     sys.exit(page(sys.argv[1:]))

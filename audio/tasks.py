@@ -15,11 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from audio.data.datasets import Clips
-from audio.data.parts import AudioData, clip_parts
-from audio.io import resample
-from audio.models import DIFFUSION_NAME, MODEL_NAME, MODELS, SPECTROGRAM_NAME, build_model
-from audio.quantization import Quantizer
 from s4nd.diffusion import Diffusion
 from s4nd.options import ConfigError, nearest, option, section
 from s4nd.seeds import generator
@@ -27,6 +22,12 @@ from s4nd.tasks.base import Axis, Chosen, Task
 from s4nd.tasks.classification import score
 from s4nd.tasks.timm_models import is_ours, make_timm_model
 from s4nd.training.config import EvalConfig, RunConfig
+
+from .data.datasets import Clips
+from .data.parts import AudioData, clip_parts
+from .io import resample
+from .models import DIFFUSION_NAME, MODEL_NAME, MODELS, SPECTROGRAM_NAME, build_model
+from .quantization import Quantizer
 
 Batch: TypeAlias = Tensor | tuple[Tensor, Tensor]
 

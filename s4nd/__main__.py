@@ -1,4 +1,4 @@
-"""`python -m s4nd` is the command `s4nd`."""
+"""`python -m s4nd`: the command `s4nd`."""
 
 import sys
 

@@ -41,7 +41,7 @@ def user_stacklevel() -> int:
     """The stacklevel, for a warning given by the caller, of the first frame outside this package and torch."""
     level = 1
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get('__name__', '').split('.')[0] in ('s4nd', 'audio', 'torch', 'timm'):
+    while frame is not None and frame.f_globals.get('__name__', '').split('.')[0] in ('s4nd', 'torch', 'timm'):
         level, frame = level + 1, frame.f_back
     return level
 

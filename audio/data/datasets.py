@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from audio.data.files import AudioFile, Stretch, class_of
-from audio.io import read_audio, resample
+from ..io import read_audio, resample
+from .files import AudioFile, Stretch, class_of
 
 NORMALIZATIONS = ('none', 'peak', 'min-max')
 

@@ -18,10 +18,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from audio.io import SUFFIXES, examine_audio
 from s4nd.data.folders import is_hidden, walk
 from s4nd.data.tars import files as tar_files
 from s4nd.data.tars import link_target, open_tar
+
+from ..io import SUFFIXES, examine_audio
 
 PARTS = ('train', 'val', 'test')
 SPLITS = ('time', 'files', 'lists', 'digits')

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audio.data.datasets import NORMALIZATIONS, Clips, FolderClips
-from audio.data.files import (
+from s4nd.options import ConfigError, option
+
+from ..quantization import CONVENTIONS, LAWS
+from .datasets import NORMALIZATIONS, Clips, FolderClips
+from .files import (
     LABELS,
     SPLITS,
     Stretch,
@@ -18,9 +21,7 @@ from audio.data.files import (
     unpacked,
     whole_files,
 )
-from audio.data.plucked import PluckedClips
-from audio.quantization import CONVENTIONS, LAWS
-from s4nd.options import ConfigError, option
+from .plucked import PluckedClips
 
 
 @dataclass

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio.data.datasets import Clips
+from .datasets import Clips
 
 # A pentatonic scale (Hz).
 PITCHES = (220.0, 261.63, 293.66, 329.63, 392.0)

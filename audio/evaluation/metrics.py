@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from audio.data.files import class_of, scan_folder
-from audio.generation.generator import class_numbers, load_generator
-from audio.io import read_audio
-from audio.models import SPECTROGRAM_NAME, build_model
-from audio.models.spectrogram import SpectrogramClassifier
-from audio.tasks import AudioConfig, AudioTask, AutoregressiveTask, shift_right
 from s4nd.training.checkpoint import find_weights, load_weights, read_metadata, stored_args
 from s4nd.training.config import load_config
+
+from ..data.files import class_of, scan_folder
+from ..generation.generator import class_numbers, load_generator
+from ..io import read_audio
+from ..models import SPECTROGRAM_NAME, build_model
+from ..models.spectrogram import SpectrogramClassifier
+from ..tasks import AudioConfig, AudioTask, AutoregressiveTask, shift_right
 
 # Dropped before scoring: the least likely 40 % and the most likely 5 %.
 LOWER, UPPER = 0.40, 0.95

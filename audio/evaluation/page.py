@@ -13,9 +13,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from audio.data.files import AudioFile, scan_folder, unpacked
-from audio.io import read_audio, spectrogram_png, wav_bytes
 from s4nd.files import write_atomically
+
+from ..data.files import AudioFile, scan_folder, unpacked
+from ..io import read_audio, spectrogram_png, wav_bytes
 
 STYLE = """
 body { font-family: sans-serif; margin: 2em; background: #fff; color: #222; }

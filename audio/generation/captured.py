@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio.generation.sampling import EagerLoop, draw
-from audio.models.sashimi import SaShiMi
 from s4nd.layers.streaming import State
+
+from ..models.sashimi import SaShiMi
+from .sampling import EagerLoop, draw
 
 
 class CapturedLoop(EagerLoop):

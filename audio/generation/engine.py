@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio.generation import loops
-from audio.generation.program import Program, fits
-from audio.models.backbone import common_phase
-from audio.models.sashimi import SaShiMi
 from s4nd.layers.streaming import State
 from s4nd.models.sequence import S4Block
+
+from ..models.backbone import common_phase
+from ..models.sashimi import SaShiMi
+from . import loops
+from .program import Program, fits
 
 
 class Engine:

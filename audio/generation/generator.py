@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audio.generation.sampling import Sampling, sample_diffusion, stream_codes
-from audio.io import read_audio
-from audio.models import DIFFUSION_NAME, MODEL_NAME, build_model
-from audio.models.denoiser import DiffusionSaShiMi
-from audio.models.sashimi import SaShiMi
-from audio.quantization import Quantizer
 from s4nd.options import nearest
 from s4nd.training.checkpoint import find_weights, load_weights, read_metadata, stored_args
+
+from ..io import read_audio
+from ..models import DIFFUSION_NAME, MODEL_NAME, build_model
+from ..models.denoiser import DiffusionSaShiMi
+from ..models.sashimi import SaShiMi
+from ..quantization import Quantizer
+from .sampling import Sampling, sample_diffusion, stream_codes
 
 Progress = Callable[[int, int], None]
 

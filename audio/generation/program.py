@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from audio.generation import loops
-from audio.models.sashimi import SaShiMi
-from audio.models.walks import Pools
 from s4nd.kernels import DSSExpKernel, RecurrentKernel, S4DKernel, S4Kernel
 from s4nd.layers.norms import ScalarNorm
 from s4nd.models.sequence import FeedForward, S4Block
+
+from ..models.sashimi import SaShiMi
+from ..models.walks import Pools
+from . import loops
 
 Place = tuple[int, int]  # of a vector: where it begins in the memory, and its width
 

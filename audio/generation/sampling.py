@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio.models.denoiser import DiffusionSaShiMi
-from audio.models.sashimi import SaShiMi
 from s4nd.layers.streaming import State
 from s4nd.options import option
+
+from ..models.denoiser import DiffusionSaShiMi
+from ..models.sashimi import SaShiMi
 
 METHODS = ('auto', 'compiled', 'captured', 'eager')
 
@@ -227,13 +228,13 @@ def _sampler(model: SaShiMi, batch: int, label: Tensor | None, state: State, met
     if method == 'captured' or (method == 'auto' and model.head.weight.is_cuda):
         if not model.head.weight.is_cuda:
             raise ValueError(f"method 'captured' needs a model on a GPU, got one on {model.head.weight.device}")
-        from audio.generation.captured import CapturedLoop  # which builds on this file
+        from .captured import CapturedLoop  # which builds on this file
 
         return CapturedLoop(model, batch, label=label, state=state)
     if method != 'eager':
         try:
             # numba is optional, and takes half a second to import.
-            from audio.generation.engine import Engine, why_not
+            from .engine import Engine, why_not
         except ImportError as error:
             if method == 'compiled' or error.name != 'numba':
                 raise

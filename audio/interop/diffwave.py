@@ -9,13 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from audio.interop._levels import level_args, pools
-from audio.models.backbone import Level
-from audio.models.denoiser import DenoisingBlock, DiffusionSaShiMi
 from s4nd.diffusion import step_network
 from s4nd.interop._names import Names, fill
 from s4nd.interop._parts import s4_args, s4_state, take_conv, take_linear, take_norm, take_s4
 from s4nd.interop.formats import Format
+
+from ..models.backbone import Level
+from ..models.denoiser import DenoisingBlock, DiffusionSaShiMi
+from ._levels import level_args, pools
 
 _MAPS = {  # ours: released
     'step_embedding.0.': 'fc_t1.',

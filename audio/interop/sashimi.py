@@ -11,13 +11,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from audio.interop._levels import level_args, pools
-from audio.models.backbone import Level
-from audio.models.sashimi import SaShiMi
 from s4nd.interop._names import Names, fill
 from s4nd.interop._parts import is_weight_normed, s4_args, s4_state, take_linear, take_norm, take_s4
 from s4nd.interop.formats import Format
 from s4nd.models.sequence import S4Block
+
+from ..models.backbone import Level
+from ..models.sashimi import SaShiMi
+from ._levels import level_args, pools
 
 
 def load_sashimi(

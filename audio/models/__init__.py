@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from audio.models.classifier import WaveClassifier
-from audio.models.denoiser import DiffusionSaShiMi
-from audio.models.sashimi import SaShiMi
-from audio.models.spectrogram import SpectrogramClassifier
 from s4nd.options import ConfigError, built, nearest
+
+from .classifier import WaveClassifier
+from .denoiser import DiffusionSaShiMi
+from .sashimi import SaShiMi
+from .spectrogram import SpectrogramClassifier
 
 MODEL_NAME = 'sashimi'
 DIFFUSION_NAME = 'sashimi_diffusion'

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio.models.walks import Step, Stretch, Way, X
 from s4nd.layers.streaming import State, within
 from s4nd.models.sequence import FeedForward, S4Block, make_linear
+
+from .walks import Step, Stretch, Way, X
 
 System = dict[str, Any]
 

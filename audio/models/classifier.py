@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio.models.hub import HubModel
-from audio.models.keywords import layer_keywords
 from s4nd.layers import S4ND
+
+from .hub import HubModel
+from .keywords import layer_keywords
 
 # Silence against a clip's mean loudness: -40 dB.
 FLOOR = 0.01

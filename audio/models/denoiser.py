@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from audio.models.backbone import Level, check_sizes, walk
-from audio.models.hub import HubModel
-from audio.models.keywords import model_keywords
-from audio.models.sashimi import check_label
-from audio.models.walks import Pools
 from s4nd.diffusion import Diffusion, step_features, step_network
 from s4nd.kernels import KERNELS, own_keywords
 from s4nd.layers import S4
 from s4nd.layers.norms import make_norm
 from s4nd.models.sequence import FeedForward, S4Block, make_linear
+
+from .backbone import Level, check_sizes, walk
+from .hub import HubModel
+from .keywords import model_keywords
+from .sashimi import check_label
+from .walks import Pools
 
 MEL_BANDS = 80
 

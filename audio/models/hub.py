@@ -24,7 +24,7 @@ _CARD = """---
 - parameters: {{ parameters }}
 
 ```python
-from audio.models import {{ name }}
+from s4nd.audio.models import {{ name }}
 
 model = {{ name }}.from_pretrained('{{ repo }}').eval()
 model.sound                                     # sample rate, quantizer and classes

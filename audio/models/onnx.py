@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from audio.models.sashimi import SaShiMi
-from audio.models.walks import Pools, Step, spread
 from s4nd.interop.onnx import export_onnx
 from s4nd.layers.streaming import State
+
+from .sashimi import SaShiMi
+from .walks import Pools, Step, spread
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -9,11 +9,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from audio.models.backbone import SaShiMiBackbone, System
-from audio.models.hub import HubModel
-from audio.models.keywords import model_keywords
 from s4nd.layers import S4
 from s4nd.layers.streaming import State
+
+from .backbone import SaShiMiBackbone, System
+from .hub import HubModel
+from .keywords import model_keywords
 
 
 class SaShiMi(HubModel):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audio.models.hub import HubModel
+from .hub import HubModel
 
 
 class SpectrogramClassifier(HubModel):
