@@ -1,5 +1,7 @@
 """Small members of every family, with weights large enough for outputs of order 1."""
 
+import copy
+
 import timm
 import torch
 from torch import nn
@@ -53,8 +55,21 @@ CLIPS = {
 REGISTERED = [name for name in timm.list_models() if name.startswith(('s4nd_', 'conv2d_isotropic', 'ccnn_'))]
 
 
+_BUILT: dict[str, tuple[nn.Module, torch.Tensor]] = {}  # by case: the model, and the random state that it leaves
+
+
 def build(case: str, **options) -> nn.Module:
     """The small model of a case, in evaluation mode, from a fixed seed."""
+    if options:
+        return _build(case, **options)
+    if case not in _BUILT:
+        _BUILT[case] = _build(case), torch.get_rng_state()
+    model, state = _BUILT[case]
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
+
+
+def _build(case: str, **options) -> nn.Module:
     name, base = {**SMALL, **CLIPS}[case]
     torch.manual_seed(0)
     model = timm.create_model(name, **{**base, **options}).eval()
@@ -85,3 +100,18 @@ def clip(case: str, frames: int | None = None, size: tuple[int, int] | None = No
 
 def size_of(case: str) -> int:
     return SMALL[case][1]['img_size']
+
+
+def check_training(model: nn.Module, x: torch.Tensor) -> None:
+    """Assert that every parameter gets a gradient, and that checkpointing changes neither these nor the output."""
+    results = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        y = model(x)
+        y.square().sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        assert not [name for name, g in gradients.items() if g is None or not g.isfinite().all() or not g.any()]
+        results.append([y.detach(), *(g.clone() for g in gradients.values())])
+    for plain, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(recomputed, plain, atol=1e-5, rtol=1e-4)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.models._manipulate import group_parameters
 
 from s4nd.models._shipped import FOLDER
-from tests.models.families import REGISTERED, SMALL, build, image, size_of
+from tests.models.families import REGISTERED, SMALL, build, check_training, image, size_of
 
 CASES = list(SMALL)
 SHIPPED = sorted(FOLDER.glob('*.safetensors'))
@@ -56,27 +56,8 @@ def test_weights_that_ship_need_no_network_and_are_small(path: Path) -> None:
     assert timm.create_model(path.stem).state_dict().keys() == model.state_dict().keys()
 
 
-def test_every_parameter_gets_a_gradient(case: str) -> None:
-    model = build(case).train()
-    model(image(size_of(case))).square().sum().backward()
-    missing = [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
-    assert not missing
-    silent = [name for name, p in model.named_parameters() if not p.grad.any()]
-    assert not silent
-
-
-def test_checkpointing_changes_nothing(case: str) -> None:
-    model = build(case).train()
-    x = image(size_of(case))
-    results = []
-    for enable in (False, True):
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        y = model(x)
-        y.square().sum().backward()
-        results.append([y.detach(), *(p.grad.clone() for p in model.parameters())])
-    for plain, recomputed in zip(*results, strict=True):
-        torch.testing.assert_close(recomputed, plain, atol=1e-5, rtol=1e-4)
+def test_training_and_checkpointing(case: str) -> None:
+    check_training(build(case).train(), image(size_of(case)))
 
 
 def test_head_surgery(case: str) -> None:

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -10,7 +11,7 @@ import torch
 from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import s4nd
 from audio.models import DiffusionSaShiMi, SaShiMi, WaveClassifier
@@ -119,32 +120,37 @@ def nudge(model: nn.Module) -> None:
             parameter.mul_(1.01)
 
 
+AVERAGES: dict[str, Callable[[nn.Module], Any]] = {
+    'v3': lambda m: ModelEmaV3(m, decay=0.9),
+    'v3-warmup': lambda m: ModelEmaV3(m, decay=0.9, use_warmup=True, foreach=False),
+    'v2': lambda m: ModelEmaV2(m, decay=0.9),
+    'v1': lambda m: ModelEma(m, decay=0.9),
+    'swa': lambda m: AveragedModel(m),
+    'swa-buffers': lambda m: AveragedModel(m, use_buffers=True),
+    'ema-buffers': lambda m: AveragedModel(m, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.9)),
+}
+
+
 class TestAverages:
     """Every way to average weights and to merge state dicts gives a model that computes what was averaged."""
 
     @EVERY
-    @pytest.mark.parametrize('average', [
-        lambda m: ModelEmaV3(m, decay=0.9),
-        lambda m: ModelEmaV3(m, decay=0.9, use_warmup=True, foreach=False),
-        lambda m: ModelEmaV2(m, decay=0.9),
-        lambda m: ModelEma(m, decay=0.9),
-        lambda m: AveragedModel(m),
-        lambda m: AveragedModel(m, use_buffers=True),
-        lambda m: AveragedModel(m, use_buffers=True, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)),
-    ], ids=['v3', 'v3-warmup', 'v2', 'v1', 'swa', 'swa-buffers', 'ema-buffers'])  # fmt: skip
     @torch.no_grad()
-    def test_averages_of_one_model_are_that_model(self, case: str, average: Callable[[nn.Module], object]) -> None:
+    def test_averages_of_one_model_are_that_model(self, case: str) -> None:
         model, inputs = make(case)
-        averaged = average(model)
-        for _ in range(3):
-            averaged.update_parameters(model) if isinstance(averaged, AveragedModel) else averaged.update(model)
-        module = averaged.ema if isinstance(averaged, ModelEma) else averaged.module
-        for x in inputs:
-            torch.testing.assert_close(module.eval()(x), model(x), atol=1e-4, rtol=1e-4)
-        again, _ = make(case)
-        again.load_state_dict(module.state_dict())
-        for x in inputs:
-            torch.testing.assert_close(again(x), module(x), atol=1e-6, rtol=1e-6)
+        again = copy.deepcopy(model)
+        averages = {name: average(model) for name, average in AVERAGES.items()}
+        for averaged in averages.values():
+            for _ in range(3):
+                averaged.update_parameters(model) if isinstance(averaged, AveragedModel) else averaged.update(model)
+        true = [model(x) for x in inputs]
+        for name, averaged in averages.items():
+            module = (averaged.ema if isinstance(averaged, ModelEma) else averaged.module).eval()
+            found = [module(x) for x in inputs]
+            again.load_state_dict(module.state_dict())
+            for y, expected, x in zip(found, true, inputs, strict=True):
+                assert torch.allclose(y, expected, atol=1e-4, rtol=1e-4), name
+                assert torch.allclose(again(x), y, atol=1e-6, rtol=1e-6), name
 
     @EVERY
     @torch.no_grad()
@@ -159,7 +165,7 @@ class TestAverages:
         states = model.state_dict(), other.state_dict()
         for dtype in (torch.float32, torch.float64):
             soup = {key: (states[0][key].to(dtype) + states[1][key].to(dtype)) / 2 for key in states[0]}
-            found, _ = make(case)
+            found = copy.deepcopy(model)
             found.load_state_dict(soup)
             for x in inputs:
                 torch.testing.assert_close(found(x), middle(x), atol=1e-4, rtol=1e-4)
