@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from s4nd import GSS, GSSHybrid, Mega, param_groups
 from s4nd.files import write_atomically
-from s4nd.models.sequence import FeedForward, S4Block
+from s4nd.models.s4_block import FeedForward, S4Block
 
 Settings = dict[str, str]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from s4nd.layers.streaming import State
-from s4nd.models.sequence import S4Block
+from s4nd.models.s4_block import S4Block
 
 from ..models.backbone import common_phase
 from ..models.sashimi import SaShiMi

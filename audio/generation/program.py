@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s4nd.kernels import DSSExpKernel, RecurrentKernel, S4DKernel, S4Kernel
 from s4nd.layers.norms import ScalarNorm
-from s4nd.models.sequence import FeedForward, S4Block
+from s4nd.models.s4_block import FeedForward, S4Block
 
 from ..models.sashimi import SaShiMi
 from ..models.walks import Pools

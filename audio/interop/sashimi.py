@@ -14,7 +14,7 @@ from torch import Tensor
 from s4nd.interop._names import Names, fill
 from s4nd.interop._parts import is_weight_normed, s4_args, s4_state, take_linear, take_norm, take_s4
 from s4nd.interop.formats import Format
-from s4nd.models.sequence import S4Block
+from s4nd.models.s4_block import S4Block
 
 from ..models.backbone import Level
 from ..models.sashimi import SaShiMi

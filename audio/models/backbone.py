@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s4nd.layers.streaming import State, within
-from s4nd.models.sequence import FeedForward, S4Block, make_linear
+from s4nd.models.s4_block import FeedForward, S4Block, make_linear
 
 from .walks import Step, Stretch, Way, X
 

@@ -22,7 +22,7 @@ from s4nd.diffusion import Diffusion, step_features, step_network
 from s4nd.kernels import KERNELS, own_keywords
 from s4nd.layers import S4
 from s4nd.layers.norms import make_norm
-from s4nd.models.sequence import FeedForward, S4Block, make_linear
+from s4nd.models.s4_block import FeedForward, S4Block, make_linear
 
 from .backbone import Level, check_sizes, walk
 from .hub import HubModel

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s4nd.layers.streaming import State, scoped, within
-from s4nd.models.sequence import S4Block
+from s4nd.models.s4_block import S4Block
 
 
 class Value(Protocol):

@@ -7,7 +7,7 @@ from s4nd.interop.formats import Format
 from s4nd.interop.mega import load_mega
 from s4nd.interop.s4_block import load_s4_classifier
 from s4nd.interop.s5 import load_s5
-from s4nd.models.classifier import SequenceClassifier
+from s4nd.models.sequence import SequenceModel
 
 
 def load_classifier(
@@ -18,7 +18,7 @@ def load_classifier(
     discretization: str = 'zoh',
     dt_transform: str = 'exp',
     **place: Any,
-) -> SequenceClassifier:
+) -> SequenceModel:
     """Build the classifier that a checkpoint holds; see `load_s4_classifier`."""
     return load_s4_classifier(
         weights, pool=pool, l_max=l_max, discretization=discretization, dt_transform=dt_transform, **place

@@ -13,7 +13,7 @@ from s4nd.interop._names import Names, build_gated, fill
 from s4nd.interop.published import load_published_kernel
 from s4nd.layers.block import GatedLayer, Residual
 from s4nd.layers.s4 import S4
-from s4nd.models.classifier import SequenceClassifier
+from s4nd.models.sequence import SequenceModel
 
 
 def load_s4_block(
@@ -70,7 +70,7 @@ def load_s4_block(
 
 def load_s4_classifier(
     weights: Mapping[str, Any], prefix: str = '', *, pool: str = 'mean', **options: Any
-) -> SequenceClassifier:
+) -> SequenceModel:
     """Build the classifier (a linear encoder, SequenceModel of S4 blocks, a decoder) whose names begin with `prefix`.
 
     The weights tell the norm ('layer', 'batch', or where features come first one scalar for all), and by a norm at the
@@ -98,9 +98,7 @@ def load_s4_classifier(
     return _classifier(names, state | end, layers, _norm_name(end), pool, options)
 
 
-def load_s4d_example(
-    weights: Mapping[str, Any], prefix: str = '', *, prenorm: bool, **place: Any
-) -> SequenceClassifier:
+def load_s4d_example(weights: Mapping[str, Any], prefix: str = '', *, prenorm: bool, **place: Any) -> SequenceModel:
     """Build the classifier of the released example.py, with its minimal S4D kernels (B = 1), whose names begin with
     `prefix`: encoder.…, s4_layers.i.…, norms.i.…, decoder.….
 
@@ -153,11 +151,11 @@ def _classifier(
     norm: str | None,
     pool: str,
     options: Mapping[str, Any],
-) -> SequenceClassifier:
+) -> SequenceModel:
     names.check_empty()
     d_model, d_input = state['encoder.weight'].shape
     num_classes = len(state['decoder.weight'])
-    model = SequenceClassifier(d_input, d_model, num_classes, layers, norm=norm, pool=pool, **_place(options))
+    model = SequenceModel(d_input, num_classes, layers, d_model=d_model, norm=norm, head=pool, **_place(options))
     filled = {name: value for name, value in model.state_dict().items() if name.startswith('layers.')}
     fill(model, filled | state)
     return model

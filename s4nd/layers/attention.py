@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s4nd.layers.attention_bias import LagTable, RotaryBias
-from s4nd.layers.base import check_sample, check_signal, check_unit_step
+from s4nd.layers.base import check_padding, check_sample, check_signal, check_unit_step
 from s4nd.layers.streaming import State
 from s4nd.ops import toeplitz
 
@@ -207,13 +207,15 @@ def check_chunk(chunk: int | None) -> None:
 
 
 class LocalAttention(nn.Module):
-    """A Transformer block, causal, with attention inside chunks: y = x + W_o attention(norm(x)), y + MLP(norm(y)).
+    """A Transformer block with attention inside chunks: y = x + W_o attention(norm(x)), y + MLP(norm(y)).
 
     Args:
         d_model: C, a multiple of num_heads.
         num_heads: n.
         chunk: c, samples of a chunk; None: the whole clip.
         expand: width of the MLP over d_model.
+        bidirectional: whether a sample sees later ones too; such a layer does not stream.
+        dropout: on both branches, in training.
 
     `forward`: (B, C, L) -> (B, C, L). `step`: one sample (B, C) and a state -> (B, C) and the new state.
 
@@ -228,6 +230,8 @@ class LocalAttention(nn.Module):
         num_heads: int = 8,
         chunk: int | None = 512,
         expand: int = 4,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -236,10 +240,11 @@ class LocalAttention(nn.Module):
             raise ValueError(f'num_heads must divide d_model, got num_heads={num_heads} and d_model={d_model}')
         place: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.d_model, self.num_heads, self.head_width, self.chunk = d_model, num_heads, d_model // num_heads, chunk
+        self.bidirectional = bidirectional
         self.norm = nn.LayerNorm(d_model, **place)
         self.qkv = nn.Linear(d_model, 3 * d_model, **place)
         bias = RotaryBias(num_heads, max(1, self.head_width // 2), **place)
-        self.attention = ChunkedAttention(bias, chunk=chunk, kind='softmax', causal=True)
+        self.attention = ChunkedAttention(bias, chunk=chunk, kind='softmax', causal=not bidirectional)
         self.out = nn.Linear(d_model, d_model, **place)
         self.mlp = nn.Sequential(
             nn.LayerNorm(d_model, **place),
@@ -247,21 +252,30 @@ class LocalAttention(nn.Module):
             nn.GELU(),
             nn.Linear(expand * d_model, d_model, **place),
         )
+        self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
-        """Transform x (B, C, L); with a state, go on from it and return the output and the state after x."""
+    def forward(
+        self, x: Tensor, state: State | None = None, *, padding: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, State]:
+        """Transform x (B, C, L); with a state, go on from it and return the output and the state after x.
+
+        padding (B, L) is true for samples that no other sees; outputs there mean nothing.
+        """
         x = check_signal(x, self.d_model, 1)
+        check_padding(padding, x)
         x = x.transpose(1, 2)  # (B, L, C)
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_width)).permute(2, 0, 3, 1, 4)
         if state is None:
-            y, after = self.attention(q, k, v), None  # (B, n, L, C/n)
+            y, after = self.attention(q, k, v, padding), None  # (B, n, L, C/n)
         else:
+            self._check_causal()
             y, after = self.attention.run(q, k, v, state)
         y = self._output(x, y.transpose(1, 2).flatten(2)).transpose(1, 2)
         return y if after is None else (y, after)
 
     def init_state(self, batch: int) -> State:
         """Make the state before the first sample: keys and values of the chunk, (B, n, samples so far, C/n) each."""
+        self._check_causal()
         return self.attention.init_state(batch, self.num_heads, self.head_width, self.head_width, self.out.weight)
 
     def system(self, step: float = 1.0) -> list[Tensor]:
@@ -271,11 +285,16 @@ class LocalAttention(nn.Module):
 
     def step(self, x: Tensor, state: State, system: list[Tensor] | None = None) -> tuple[Tensor, State]:
         """Take one sample (B, C) -> (B, C) and the new state; `state` is left as it was. Raises as `forward`."""
+        self._check_causal()
         check_sample(x, self.d_model)
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_width)).unbind(1)  # (B, n, C/n)
         y, state = self.attention.step(q, k, v, state)
         return self._output(x, y.flatten(1)), state
 
     def _output(self, x: Tensor, y: Tensor) -> Tensor:
-        x = x + self.out(y)
-        return x + self.mlp(x)
+        x = x + self.drop(self.out(y))
+        return x + self.drop(self.mlp(x))
+
+    def _check_causal(self) -> None:
+        if self.bidirectional:
+            raise ValueError('bidirectional attention needs the whole clip and cannot stream: call it without a state')

@@ -184,6 +184,23 @@ def check_unit_step(step: float) -> None:
         raise ValueError(f'lags of this layer are counted in samples: expected step 1, got {step}')
 
 
+def check_padding(padding: Tensor | None, x: Tensor) -> None:
+    """Raise ValueError unless padding is None or true and false values (B, L) for x (B, C, L)."""
+    if padding is not None and (padding.dtype != torch.bool or padding.shape != (x.shape[0], x.shape[2])):
+        raise ValueError(
+            f'expected padding of true and false values ({x.shape[0]}, {x.shape[2]}), got {padding.dtype} of shape '
+            f'{list(padding.shape)}'
+        )
+
+
+def without_padding(x: Tensor, padding: Tensor | None) -> Tensor:
+    """x (B, C, L) with zeros where padding (B, L) is true; None: x itself."""
+    if padding is None:
+        return x
+    check_padding(padding, x)
+    return x.masked_fill(padding[:, None], 0.0)
+
+
 def _marks(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
     """What tells a tensor from another, and from itself with other values."""
     marks = []

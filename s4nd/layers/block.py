@@ -1,4 +1,4 @@
-"""What published blocks put around a layer over one axis: lengths, GELU, a linear map, gates, norms and a residual.
+"""What blocks put around a layer over one axis: padding, GELU, a linear map, gates, norms, dropout and a residual.
 
 Shape legend: B = batch, H = d_model, L = length, c = channels of the layer.
 """
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s4nd.layers.base import check_sample, check_signal
-from s4nd.layers.norms import make_norm
+from s4nd.layers.base import check_sample, check_signal, without_padding
+from s4nd.layers.norms import make_norm, normalized
 from s4nd.layers.s5 import S5
 from s4nd.layers.streaming import State
 
@@ -36,10 +36,11 @@ class GatedLayer(Wrapper):
         layer: (B, H, L) -> (B, c·H, L), such as `S4`; where it streams, the block does.
         d_model: H.
         features: c·H; None: H.
-        gate: whether W and GLU follow the GELU; without them features come out as the layer gives them.
+        gate: whether there is a GLU; without it W has H outputs.
+        mix: whether W exists; None: as gate. Without W features come out as the layer gives them.
 
     Raises:
-        ValueError: in the forward, for an input of another shape or lengths that do not fit.
+        ValueError: in the forward, for an input of another shape or padding that does not fit.
     """
 
     def __init__(
@@ -49,30 +50,30 @@ class GatedLayer(Wrapper):
         features: int | None = None,
         *,
         gate: bool = True,
+        mix: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.d_model, self.layer = d_model, layer
+        self.d_model, self.layer, self.gate = d_model, layer, gate
         features = d_model if features is None else features
-        self.linear = nn.Linear(features, 2 * d_model, device=device, dtype=dtype) if gate else None
+        has_linear = gate or bool(mix)
+        width = 2 * d_model if gate else d_model
+        self.linear = nn.Linear(features, width, device=device, dtype=dtype) if has_linear else None
 
     def forward(
-        self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
+        self, x: Tensor, state: State | None = None, *, dt: Tensor | None = None, padding: Tensor | None = None
     ) -> Tensor | tuple[Tensor, State]:
         """Map x (B, H, L); with a state, go on from it and return the output and the state after x.
 
-        lengths (B,): samples of each clip; the rest is taken as zero. Outputs there mean nothing.
+        dt (B, L): see `irregular_steps`. padding (B, L) is true for samples that the layer takes as zero; outputs there
+        mean nothing.
         """
-        x = check_signal(x, self.d_model, 1)
-        if lengths is not None:
-            if lengths.shape != x.shape[:1]:
-                raise ValueError(f'lengths: expected shape [{x.shape[0]}], got {list(lengths.shape)}')
-            inside = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
-            x = x.masked_fill(~inside[:, None], 0.0)
+        x = without_padding(check_signal(x, self.d_model, 1), padding)
+        options = {} if dt is None else {'dt': dt}
         if state is None:
-            return self._output(self.layer(x).transpose(1, 2)).transpose(1, 2)
-        y, state = self.layer(x, state)
+            return self._output(self.layer(x, **options).transpose(1, 2)).transpose(1, 2)
+        y, state = self.layer(x, state, **options)
         return self._output(y.transpose(1, 2)).transpose(1, 2), state
 
     def step(self, x: Tensor, state: State, system: Any = None) -> tuple[Tensor, State]:
@@ -83,7 +84,9 @@ class GatedLayer(Wrapper):
 
     def _output(self, y: Tensor) -> Tensor:
         y = F.gelu(y)
-        return y if self.linear is None else F.glu(self.linear(y), dim=-1)
+        if self.linear is None:
+            return y
+        return F.glu(self.linear(y), dim=-1) if self.gate else self.linear(y)
 
 
 class Residual(Wrapper):
@@ -94,6 +97,8 @@ class Residual(Wrapper):
         d_model: H.
         norm: see `make_norm`; None: there is none.
         prenorm: whether the norm stands before the layer or after the sum.
+        dropout: on the output of the layer, in training.
+        tie_dropout: whether all samples of a clip lose the same features.
 
     Raises:
         ValueError: for an unknown norm, and as the layer.
@@ -106,37 +111,45 @@ class Residual(Wrapper):
         *,
         norm: str | None = 'layer',
         prenorm: bool = True,
+        dropout: float = 0.0,
+        tie_dropout: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.d_model, self.layer, self.prenorm = d_model, layer, prenorm
         self.norm = nn.Identity() if norm is None else make_norm(norm, d_model, device=device, dtype=dtype)
+        self.drop = nn.Dropout1d(dropout) if tie_dropout else nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, state: State | None = None, **options: Any) -> Tensor | tuple[Tensor, State]:
+    def forward(
+        self, x: Tensor, state: State | None = None, *, dt: Tensor | None = None, padding: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, State]:
         """Map x (B, H, L); with a state, go on from it and return the output and the state after x.
 
-        options: of the layer's forward, such as lengths.
+        dt (B, L): see `irregular_steps`. padding (B, L) is true for samples that the layer takes as zero and that a
+        batch norm leaves out; outputs there mean nothing.
         """
         x = check_signal(x, self.d_model, 1)
-        u = self._norm(x) if self.prenorm else x
+        u = without_padding(self._norm(x, padding) if self.prenorm else x, padding)
+        options = {} if dt is None else {'dt': dt}
         if state is None:
-            return self._add(x, self.layer(u, **options))
+            return self._add(x, self.layer(u, **options), padding)
         y, state = self.layer(u, state, **options)
-        return self._add(x, y), state
+        return self._add(x, y, padding), state
 
     def step(self, x: Tensor, state: State, system: Any = None) -> tuple[Tensor, State]:
         """Take one sample (B, H) -> (B, H) and the new state; `state` is left as it was."""
         check_sample(x, self.d_model)
-        u = self.norm(x) if self.prenorm else x
-        y, state = self.layer.step(u, state, system)
-        return (x + y if self.prenorm else self.norm(x + y)), state
+        y, state = self.layer.step(self.norm(x) if self.prenorm else x, state, system)
+        y = x + self.drop(y[..., None])[..., 0]
+        return (y if self.prenorm else self.norm(y)), state
 
-    def _norm(self, x: Tensor) -> Tensor:
-        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+    def _norm(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        return normalized(self.norm, x.transpose(1, 2), padding).transpose(1, 2)
 
-    def _add(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y if self.prenorm else self._norm(x + y)
+    def _add(self, x: Tensor, y: Tensor, padding: Tensor | None) -> Tensor:
+        y = x + self.drop(y)
+        return y if self.prenorm else self._norm(y, padding)
 
 
 GATES = ('gelu', 'half_glu1', 'half_glu2', 'full_glu')
@@ -176,12 +189,17 @@ class S5Gate(nn.Module):
         self.drop = nn.Dropout1d(dropout)
 
     def forward(
-        self, x: Tensor, state: State | None = None, step: float | Tensor | None = None
+        self,
+        x: Tensor,
+        state: State | None = None,
+        step: float | Tensor | None = None,
+        *,
+        dt: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, State]:
-        """Map x (B, H, L); with a state, go on from it and return the output and the state after x. step: as S5."""
+        """Map x (B, H, L); with a state, go on from it and return the output and the state after x. As S5."""
         if state is None:
-            return self._output(self.s5(x, step=step))
-        y, state = self.s5(x, state, step)
+            return self._output(self.s5(x, step=step, dt=dt))
+        y, state = self.s5(x, state, step, dt=dt)
         return self._output(y), state
 
     def init_state(self, batch: int) -> State:

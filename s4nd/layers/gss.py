@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from s4nd.kernels import GSSKernel
 from s4nd.layers.attention import LocalAttention
-from s4nd.layers.base import check_sample, check_signal, check_unit_step
+from s4nd.layers.base import check_sample, check_signal, check_unit_step, without_padding
 from s4nd.layers.streaming import State, scoped, within
 from s4nd.ops import run_recurrence, separable_conv
 
@@ -29,6 +29,7 @@ class GSS(nn.Module):
         d_ssm: H, width of the state space; None is C/4 (released default: 256).
         d_state: N of its kernel, even; N/2 modes, shared by all features (the paper's 512 are d_state=1024).
         reverse: whether time runs backwards; such a layer sees the future alone and does not stream.
+        dropout: on the branch, in training.
 
     `forward`: (B, C, L) -> (B, C, L), causal unless `reverse`, any length. `step`: one sample (B, C) and a state ->
     (B, C) and the new state; stepping through a clip from `init_state` equals the forward.
@@ -45,6 +46,7 @@ class GSS(nn.Module):
         d_ssm: int | None = None,
         d_state: int = 1024,
         reverse: bool = False,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -61,14 +63,20 @@ class GSS(nn.Module):
         self.D = nn.Parameter(torch.empty(self.width, **dd))
         self.gate = nn.Linear(self.width, self.inner, bias=False, **dd)
         self.out = nn.Linear(self.inner, d_model, **dd)
+        self.drop = nn.Dropout(dropout)
         nn.init.normal_(self.D)
 
-    def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
-        """Transform x (B, C, L); with a state, go on from it and return the output and the state after x."""
+    def forward(
+        self, x: Tensor, state: State | None = None, *, padding: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, State]:
+        """Transform x (B, C, L); with a state, go on from it and return the output and the state after x.
+
+        padding (B, L) is true for samples that the state space takes as zero; outputs there mean nothing.
+        """
         x = check_signal(x, self.d_model, 1)
         x = x.transpose(1, 2)  # (B, L, C)
         u, v = self._inputs(x)
-        v = v.transpose(1, 2)  # (B, H, L)
+        v = without_padding(v.transpose(1, 2), padding)  # (B, H, L)
         if state is None:
             taps = self.kernel(x.shape[1])
             lags, center = (taps.flip(-1), taps.shape[-1] - 1) if self.reverse else (taps, 0)
@@ -107,7 +115,7 @@ class GSS(nn.Module):
             raise ValueError('a GSS layer in reverse needs the whole clip and cannot stream')
 
     def _output(self, x: Tensor, u: Tensor, s: Tensor) -> Tensor:
-        return x + self.out(u * self.gate(s))
+        return x + self.drop(self.out(u * self.gate(s)))
 
 
 class GSSHybrid(nn.Module):

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from s4nd.kernels import EMAKernel
 from s4nd.layers.attention import ChunkedAttention
 from s4nd.layers.attention_bias import LagTable, RotaryBias
-from s4nd.layers.base import check_floating, check_sample, check_signal, check_unit_step
-from s4nd.layers.norms import make_norm
+from s4nd.layers.base import check_floating, check_padding, check_sample, check_signal, check_unit_step
+from s4nd.layers.norms import make_norm, normalized
 from s4nd.layers.streaming import State, scoped, within
 from s4nd.ops import run_recurrence, separable_conv
 
@@ -205,7 +205,7 @@ class Mega(nn.Module):
         x = check_signal(x, self.d_model, 1)
         check_padding(padding, x)
         x = x.transpose(1, 2)  # (B, L, C)
-        u = self.norm(x) if self.prenorm else x
+        u = normalized(self.norm, x, padding) if self.prenorm else x
         if state is None:
             average, after = self.average(u.transpose(1, 2), padding=padding), None
         else:
@@ -213,7 +213,7 @@ class Mega(nn.Module):
         q, k, v, gates = self._project(average.transpose(1, 2), u)
         q, k, v = q[:, None], k[:, None], v[:, None]  # one head
         if after is None:
-            return self._output(x, self.attention(q, k, v, padding)[:, 0], gates).transpose(1, 2)
+            return self._output(x, self.attention(q, k, v, padding)[:, 0], gates, padding).transpose(1, 2)
         o, seen = self.attention.run(q, k, v, state or {})
         return self._output(x, o[:, 0], gates).transpose(1, 2), {**within('average', after), **seen}
 
@@ -259,11 +259,11 @@ class Mega(nn.Module):
         q, k = (F.silu(z)[..., None, :] * self.scale + self.shift).unbind(-2)
         return q, k, self.hidden_drop(F.silu(self.value(u))), gates
 
-    def _output(self, x: Tensor, o: Tensor, gates: Tensor) -> Tensor:
+    def _output(self, x: Tensor, o: Tensor, gates: Tensor, padding: Tensor | None = None) -> Tensor:
         reset, update, h = gates.split([self.d_value, self.d_model, self.d_model], -1)
         h = self.drop(F.silu(h + self.hidden(F.silu(reset) * o)))
         y = x + torch.sigmoid(update) * (h - x)
-        return y if self.prenorm else self.norm(y)
+        return y if self.prenorm else normalized(self.norm, y, padding)
 
 
 class NormalizedFeedForward(nn.Module):
@@ -301,21 +301,12 @@ class NormalizedFeedForward(nn.Module):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map every sample of x (B, C, …) by itself."""
+    def forward(self, x: Tensor, *, padding: Tensor | None = None) -> Tensor:
+        """Map every sample of x (B, C, …) by itself; a batch norm leaves out those where padding (B, …) is true."""
         if x.dim() < 2 or x.shape[1] != self.d_model:
             raise ValueError(f'expected (batch, {self.d_model}, …), got shape {list(x.shape)}')
         check_floating(x)
         x = x.movedim(1, -1)
-        u = self.norm(x) if self.prenorm else x
+        u = normalized(self.norm, x, padding) if self.prenorm else x
         y = x + self.drop(self.linear2(self.hidden_drop(F.silu(self.linear1(u)))))
-        return (y if self.prenorm else self.norm(y)).movedim(-1, 1)
-
-
-def check_padding(padding: Tensor | None, x: Tensor) -> None:
-    """Raise ValueError unless padding is None or true and false values (B, L) for x (B, C, L)."""
-    if padding is not None and (padding.dtype != torch.bool or padding.shape != (x.shape[0], x.shape[2])):
-        raise ValueError(
-            f'expected padding of true and false values ({x.shape[0]}, {x.shape[2]}), got {padding.dtype} of shape '
-            f'{list(padding.shape)}'
-        )
+        return (y if self.prenorm else normalized(self.norm, y, padding)).movedim(-1, 1)

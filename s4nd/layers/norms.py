@@ -61,6 +61,17 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
+def normalized(norm: nn.Module, x: Tensor, padding: Tensor | None = None) -> Tensor:
+    """norm(x) of x (B, L, C); a batch norm takes its statistics over the samples where padding (B, L) is false.
+
+    What is padded is zero there.
+    """
+    if padding is None or not (isinstance(norm, BatchNorm) and norm.training):
+        return norm(x)
+    real = ~padding
+    return torch.zeros_like(x).index_put((real,), norm(x[real]))
+
+
 NORMS = ('layer', 'scale', 'scalar', 'rms', 'batch')
 
 

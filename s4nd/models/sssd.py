@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from s4nd.diffusion import Diffusion, normal_like, step_features, step_network
 from s4nd.layers import S4
-from s4nd.models.sequence import S4Block, make_linear
+from s4nd.models.s4_block import S4Block, make_linear
 from s4nd.seeds import generator
 
 __all__ = ['SSSDS4', 'Imputer', 'SSSDBlock', 'check_series', 'gated_output', 'impute']

@@ -36,11 +36,12 @@ def test_gated_layer(channels: int) -> None:
 def test_lengths() -> None:
     block = GatedLayer(S4(6, d_state=8, bidirectional=True, dtype=DOUBLE), 6, dtype=DOUBLE)
     x, lengths = torch.randn(3, 6, 9, dtype=DOUBLE), torch.tensor([9, 4, 1])
-    y = block(x, lengths=lengths)
+    padding = torch.arange(9) >= lengths[:, None]
+    y = block(x, padding=padding)
     for row, length in enumerate(lengths.tolist()):
         torch.testing.assert_close(y[row, :, :length], block(x[row : row + 1, :, :length])[0], atol=1e-12, rtol=0)
-    with pytest.raises(ValueError, match=r'lengths: expected shape \[3\], got \[2\]'):
-        block(x, lengths=lengths[:2])
+    with pytest.raises(ValueError, match=r'padding of true and false values \(3, 9\), got .* \[2, 9\]'):
+        block(x, padding=padding[:2])
 
 
 @pytest.mark.parametrize('gate', GATES)

@@ -11,7 +11,7 @@ from torch import Tensor
 import s4nd
 from audio.generation.engine import Engine
 from audio.models.sashimi import SaShiMi
-from s4nd.models.sequence import S4Block
+from s4nd.models.s4_block import S4Block
 from tests.reference.cases import Case, check_covered, load, of_kind
 
 FILE = 'sashimi_checkpoint'

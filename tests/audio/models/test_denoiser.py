@@ -13,7 +13,7 @@ from audio.generation.sampling import Sampling, sample_diffusion
 from audio.models import DIFFUSION_NAME, build_model
 from audio.models.denoiser import DenoisingBackbone, DiffusionSaShiMi
 from s4nd.diffusion import step_features
-from s4nd.models.sequence import S4Block
+from s4nd.models.s4_block import S4Block
 from s4nd.training.checkpoint import load_weights, read_metadata, save_weights
 
 ARGS = {'d_model': 4, 'n_layers': 1, 'pool': [2, 2], 'd_state': 4, 'condition': 8, 'steps': 10}
