@@ -6,7 +6,7 @@ from s4nd import layers
 from s4nd.catalog import KERNEL_ENTRIES, LAYER_ENTRIES, page
 from s4nd.kernels import KERNELS, RecurrentKernel
 
-PAGE = Path(__file__).parents[1] / 'docs' / 'kernels.md'
+PAGE = Path(__file__).parents[1] / 'docs' / 'reference' / 'kernels.md'
 # What blocks are made of, around a layer.
 PARTS = {'GatedLayer', 'GridLayer', 'MovingAverage', 'NormalizedFeedForward', 'Residual', 'S5Gate', 'forget'}
 STREAMS = {'S4ND': 'no', 'CKConv': 'no', 'Mega': 'if causal', 'S4': 'if causal', 'S5': 'if causal'}  # the others: yes

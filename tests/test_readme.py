@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
-NEEDED = {'docs/export.md': ('onnx', 'onnxscript', 'onnxruntime')}  # packages of extras
+NEEDED = {'docs/guides/export.md': ('onnx', 'onnxscript', 'onnxruntime')}  # packages of extras
 
 
 def blocks(path: Path) -> list[tuple[int, str]]:

@@ -1,8 +1,9 @@
 """SaShiMi's step as an ONNX graph, checked with ONNX Runtime.
 
 One graph takes one sample: the codes 'code' (B,), for a model with classes 'label' (B,), and the states, to 'logits'
-(B, 2**bits) and the states after it, named 'next.' and the state. All states begin as zeros (docs/export.md shows the
-loop). A coarser level is a branch that runs only at the samples that complete a step of it, as in `SaShiMi.step`.
+(B, 2**bits) and the states after it, named 'next.' and the state. All states begin as zeros (docs/guides/export.md
+shows the loop). A coarser level is a branch that runs only at the samples that complete a step of it, as in
+`SaShiMi.step`.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""SaShiMi's step as an ONNX graph, driven as docs/export.md shows."""
+"""SaShiMi's step as an ONNX graph, driven as docs/guides/export.md shows."""
 
 import json
 from pathlib import Path
