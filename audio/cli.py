@@ -1,6 +1,6 @@
 """The commands on sound: generate, metrics, page and export, each also `python -m s4nd.audio.<name>`.
 
-    s4nd generate checkpoint=out/sashimi seconds=2 [seed=0 temperature=1 top_p=1 batch=4 label=NAME prompt=a.wav …]
+    s4nd generate [checkpoint=out/sashimi seconds=2 seed=0 temperature=1 top_p=1 batch=4 label=NAME prompt=a.wav …]
     s4nd metrics checkpoint=out/run [part=test real=DATA]
     s4nd metrics generated=FOLDER classifier=out/digits_mel [checkpoint=out/run real=DATA seed=0 labels=none out=a.json]
     s4nd page real=DATA generated=FOLDER[,FOLDER …] out=page.html [count=6 seconds=8]
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from s4nd import cli
 from s4nd.files import write_atomically
 from s4nd.options import MISSING, describe, option
+from s4nd.training.checkpoint import find_weights, results_folder
 from s4nd.words import parse_words
 
 from .generation.generator import Generator, check_fits, class_numbers, load_generator, stream
@@ -43,7 +44,7 @@ WRITE_EVERY = 30.0
 class GenerateOptions(Sampling):
     """The options of `generate`; several labels stand with commas between them, one for each clip."""
 
-    checkpoint: str = option(MISSING, 'folder of a run, or a .safetensors file')
+    checkpoint: str = option('sashimi.piano', 'folder of a run, a .safetensors file, or the name of weights that ship')
     batch: int = option(1, 'number of clips', low=1, high=1 << 16)
     prompt_seconds: float | None = option(None, 'how much of the beginning of the prompt; null: all')
     out: str = option('', "sound file; empty: sample-<seed>.wav in the checkpoint's folder; a batch is numbered")
@@ -117,7 +118,7 @@ def _run(
 
 def _generate(options: GenerateOptions) -> int:
     checkpoint = Path(options.checkpoint)
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    folder = checkpoint if checkpoint.is_dir() else results_folder(find_weights(checkpoint))
     out = Path(options.out or folder / f'sample-{options.seed}.wav')
     if out.suffix.lower() not in SUFFIXES:
         raise ValueError(f'out: cannot write {out.suffix!r}, expected one of {", ".join(SUFFIXES)}')

@@ -49,7 +49,7 @@ _OWN = {
     'report': Command(
         's4nd.training.report:main', 'compare runs in a table and a picture', 's4nd.training.report:help_text'
     ),
-    'list': Command('s4nd.cli:list_names', 'list models, tasks and shipped configurations', 's4nd.cli:list_help'),
+    'list': Command('s4nd.cli:list_names', 'list models, tasks, and configurations and weights that ship', 's4nd.cli:list_help'),
 }
 
 
@@ -122,21 +122,23 @@ def export_help(words: Sequence[str]) -> str:
 
 def list_help(words: Sequence[str]) -> str:
     """The text of `s4nd list --help`."""
-    return 's4nd list [WORD …]\n\nList our models, the tasks and the shipped configurations whose names hold all words.'
+    return 's4nd list [WORD …]\n\nList our models, the tasks, and the configurations and weights that ship, whose names hold all words.'
 
 
 def list_names(words: Sequence[str]) -> None:
-    """Print the names of our models, the tasks and the shipped configurations; words select by what a name holds."""
+    """Print the names of our models, the tasks, and what ships; words select by what a name holds."""
     import timm
 
     from s4nd.models import is_ours
     from s4nd.tasks import task_names
     from s4nd.train import shipped_configs
+    from s4nd.weights import shipped_names
 
     groups = {
         'models': [name for name in timm.list_models() if is_ours(name)],
         'tasks': task_names(),
         'configurations': shipped_configs(),
+        'weights': shipped_names(),
     }
     for title, names in groups.items():
         chosen = [name for name in names if all(word in name for word in words)]

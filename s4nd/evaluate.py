@@ -2,7 +2,8 @@
 
 s4nd evaluate checkpoint=out/my_run sizes=[8,16,32,24x40] data.root=/path/to/cifar10
 
-`checkpoint` is a weights file of `s4nd train` or the folder of a run (its best weights, else the last). Options of the
+`checkpoint` is a weights file of `s4nd train`, the folder of a run (its best weights, else the last), or the name of
+weights that ship (s4nd list weights). Options of the
 section `eval` need no prefix: `sizes`, `frame_rates`, `sample_rates`, `limit`, `resample`. Every other word is an
 option of the run's configuration, such as device=cpu or out=FOLDER.
 
@@ -28,7 +29,7 @@ from torch import nn
 import s4nd
 from s4nd.options import option_names
 from s4nd.tasks import Resampled, Task, make_task, task_class
-from s4nd.training.checkpoint import find_weights, read_metadata
+from s4nd.training.checkpoint import config_beside, find_weights, read_metadata, results_folder
 from s4nd.training.config import ConfigError, RunConfig, check_plain, load_config
 from s4nd.training.loop import make_accelerator
 from s4nd.training.report import table, write_report
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     if 'resampled' in report:
         _add_times(report['resampled'], Resampled(model, task), task, accelerator)
     if accelerator.is_main_process:
-        out = Path(config.out) if 'out' in given else weights.parent
+        out = Path(config.out) if 'out' in given else results_folder(weights)
         paths = write_report(out, report, 'evaluation')
         print('', table([report]), '', *paths, sep='\n')
     return report
@@ -136,14 +137,12 @@ def _points(task: Task) -> list[str]:
 
 def _config(weights: Path, words: Sequence[str]) -> RunConfig:
     """The configuration beside the weights; where there is none, what the weights imply, and the words."""
-    path: Path | None = weights.parent / 'config.yaml'
-    implied: list[str] = []
-    if path is None or not path.is_file():
+    path, implied = config_beside(weights), list[str]()
+    if path is None:
         metadata = read_metadata(weights)
         name = metadata.get('task', 'image')
         implied = [f'task={name}', f'model.name={metadata.get("model")}', *task_class(name).words_from(metadata)]
         check_plain(str(weights), implied)
-        path = None
     task = load_config(path, [*implied]).task
     known = set(option_names(task_class(task).Config))
     words = [f'eval.{word}' if _belongs_to_eval(word.partition('=')[0], known) else word for word in words]

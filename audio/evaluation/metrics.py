@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from s4nd.training.checkpoint import find_weights, load_weights, read_metadata, stored_args
+from s4nd.training.checkpoint import config_beside, find_weights, load_weights, read_metadata, stored_args
 from s4nd.training.config import load_config
 
 from ..data.files import class_of, scan_folder
@@ -252,10 +252,10 @@ def _window(path: Path, sample_rate: int, samples: int) -> Tensor:
 
 def _config_of(checkpoint: str | Path, real: str | None) -> AudioConfig:
     """The configuration of the run that a checkpoint belongs to."""
-    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
-    if not (folder / 'config.yaml').is_file():
+    path = config_beside(find_weights(checkpoint))
+    if path is None:
         raise FileNotFoundError(f'no config.yaml beside {checkpoint}, which says what data it was trained on')
-    config = load_config(folder / 'config.yaml', [] if real is None else [f'data.root={real}'])
+    config = load_config(path, [] if real is None else [f'data.root={real}'])
     if not isinstance(config, AudioConfig):
         raise ValueError(f'{checkpoint} is a run of task {config.task}, expected audio')
     return config

@@ -23,8 +23,8 @@ from s4nd.models._arguments import complete, image_size, positive
 from s4nd.models._clip_conv import TimeConv
 from s4nd.models._mixers import assign_grid, mixer_class
 from s4nd.models._parts import LayoutModule, from_map, to_map
-from s4nd.models._shipped import shipped_args
 from s4nd.optim import ssm_parameter_patterns
+from s4nd.weights import shipped_args
 
 for name in ('to_map', 'from_map'):  # as in _parts.py
     torch.fx.wrap(name)

@@ -21,6 +21,7 @@ from s4nd.layers import CKConv, GridLayer
 from s4nd.models._arguments import choose, image_size
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
 from s4nd.models._parts import check_input
+from s4nd.weights import with_shipped
 
 __all__ = ['CCNN', 'CCNNBlock', 'checkpoint_filter_fn']
 
@@ -229,7 +230,7 @@ def _cfg() -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-    {'ccnn_mini.untrained': _cfg(), 'ccnn_4_140.untrained': _cfg(), 'ccnn_6_380.untrained': _cfg()}
+    with_shipped({'ccnn_mini.untrained': _cfg(), 'ccnn_4_140.untrained': _cfg(), 'ccnn_6_380.untrained': _cfg()})
 )
 
 

@@ -18,7 +18,7 @@ from s4nd.models._arguments import choose, training_grid
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
 from s4nd.models._parts import ChannelNorm, ChannelOutput
 from s4nd.models._sampling import PatchStem
-from s4nd.models._shipped import shipped_cfgs
+from s4nd.weights import with_shipped
 
 __all__ = ['IsotropicBlock', 'IsotropicS4ND', 'checkpoint_filter_fn']
 
@@ -134,8 +134,8 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-    {
-        **shipped_cfgs('s4nd_isotropic_mini', _cfg()),
+  with_shipped(  {
+
         's4nd_isotropic_mini.untrained': _cfg(),
         's4nd_isotropic_tiny.untrained': _cfg(),
         's4nd_isotropic_small.untrained': _cfg(),
@@ -143,7 +143,7 @@ default_cfgs = generate_default_cfgs(
         'conv2d_isotropic_tiny.untrained': _cfg(),
         'conv2d_isotropic_small.untrained': _cfg(),
         's4nd_isotropic3d_mini.untrained': _cfg(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-    }
+    })
 )
 
 

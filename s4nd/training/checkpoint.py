@@ -27,16 +27,19 @@ from torch import Tensor, nn
 
 from s4nd.files import write_atomically
 from s4nd.training.foreign import describe_folder, read_pickled
+from s4nd.weights import FOLDER, shipped_file, shipped_names
 
 __all__ = [
     'STATES',
     'CheckpointError',
     'bad_tensor',
+    'config_beside',
     'find_weights',
     'load_newest_state',
     'load_state',
     'load_weights',
     'read_metadata',
+    'results_folder',
     'save_state',
     'save_weights',
     'stored_args',
@@ -70,16 +73,34 @@ def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, str]) -
 
 
 def find_weights(path: str | Path) -> Path:
-    """A weights file itself, or of a folder the best weights, else the last, else a hub's. FileNotFoundError: none."""
+    """A weights file itself, or of a folder the best weights, else the last, else a hub's; or a name that ships.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     path = Path(path)
     if path.is_file():
         return path
     if not path.is_dir():
-        raise FileNotFoundError(f'no checkpoint at {path}')
+        shipped = shipped_file(path)
+        if shipped is None:
+            raise FileNotFoundError(f'no checkpoint at {path}, nor of that name among {", ".join(shipped_names())}')
+        return shipped
     for name in _NAMES:
         if (path / name).is_file():
             return path / name
     raise FileNotFoundError(f'no best.safetensors or last.safetensors in {path}, nor {", ".join(_NAMES[2:])}')
+
+
+def config_beside(weights: Path) -> Path | None:
+    """The configuration of the run that made a weights file, None where there is none beside it."""
+    found = (path for path in (weights.with_suffix('.yaml'), weights.parent / 'config.yaml') if path.is_file())
+    return next(found, None)
+
+
+def results_folder(weights: Path) -> Path:
+    """Where results about a weights file are written: beside it, or out/<name> for weights that ship."""
+    return Path('out') / weights.stem if weights.parent == FOLDER else weights.parent
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
