@@ -49,7 +49,9 @@ _OWN = {
     'report': Command(
         's4nd.training.report:main', 'compare runs in a table and a picture', 's4nd.training.report:help_text'
     ),
-    'list': Command('s4nd.cli:list_names', 'list models, tasks, and configurations and weights that ship', 's4nd.cli:list_help'),
+    'list': Command(
+        's4nd.cli:list_names', 'list models, tasks, and configurations and weights that ship', 's4nd.cli:list_help'
+    ),
 }
 
 

@@ -55,14 +55,17 @@ def choose(
     return [_cut(files[int(place)], place % 1 if len(files) < count else 0.0, seconds) for place in places]
 
 
-def page(columns: Mapping[str, Sequence[Clip]], title: str = 'Real and generated audio') -> str:
-    """HTML of one column a name, holding its clips from top to bottom; sound and pictures are inside the text."""
+def page(columns: Mapping[str, Sequence[Clip]], title: str = 'Real and generated audio', intro: str = '') -> str:
+    """HTML of one column per name, holding its clips from top to bottom; sound and pictures are inside the text.
+
+    `intro` is HTML between the title and the table.
+    """
     head = ''.join(f'<th>{html.escape(name)}</th>' for name in columns)
     rows = zip_longest(*columns.values())
     body = '\n'.join('<tr>' + ''.join(f'<td>{_figure(clip)}</td>' for clip in row) + '</tr>' for row in rows)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n<table><thead><tr>{head}</tr></thead>\n'
+        f'<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{intro}\n<table><thead><tr>{head}</tr></thead>\n'
         f'<tbody>\n{body}\n</tbody></table></body></html>\n'
     )
 

@@ -134,16 +134,17 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-  with_shipped(  {
-
-        's4nd_isotropic_mini.untrained': _cfg(),
-        's4nd_isotropic_tiny.untrained': _cfg(),
-        's4nd_isotropic_small.untrained': _cfg(),
-        'conv2d_isotropic_mini.untrained': _cfg(),
-        'conv2d_isotropic_tiny.untrained': _cfg(),
-        'conv2d_isotropic_small.untrained': _cfg(),
-        's4nd_isotropic3d_mini.untrained': _cfg(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-    })
+    with_shipped(
+        {
+            's4nd_isotropic_mini.untrained': _cfg(),
+            's4nd_isotropic_tiny.untrained': _cfg(),
+            's4nd_isotropic_small.untrained': _cfg(),
+            'conv2d_isotropic_mini.untrained': _cfg(),
+            'conv2d_isotropic_tiny.untrained': _cfg(),
+            'conv2d_isotropic_small.untrained': _cfg(),
+            's4nd_isotropic3d_mini.untrained': _cfg(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        }
+    )
 )
 
 
