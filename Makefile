@@ -4,10 +4,11 @@ VENV ?= .venv
 OUT ?= out/demo
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-newest gpu gpu-train timm-suite lint format clean clients
+.PHONY: help setup demo demo-train test test-newest gpu gpu-train timm-suite lint format clean clients
 
 help:
-	@echo "make demo    train on the embedded images and sounds, evaluate at other resolutions, write a WAV (about 5 minutes)"
+	@echo "make demo    run the models that ship: pictures at four sizes, a few seconds of piano, a page (half a minute)"
+	@echo "make demo-train   train on the embedded images and sounds, evaluate at other resolutions (about 5 minutes)"
 	@echo "make test    run the tests"
 	@echo "make test-newest   run the tests of kernels, layers and models on the newest torch"
 	@echo "make gpu     measure on a GPU: speed beside timm's, memory, tests (5 minutes)"
@@ -25,8 +26,11 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Images: S4ND and a convolution of equal size, side by side with one thread each. Audio follows.
 demo: setup
+	$(BIN)/python examples/demo.py out=$(OUT)
+
+# Images: S4ND and a convolution of equal size, side by side with one thread each. Audio follows.
+demo-train: setup
 	@mkdir -p $(OUT)
 	$(BIN)/python train.py configs/demo/shapes_conv2d.yaml out=$(OUT)/conv2d overwrite=true >$(OUT)/conv2d.log 2>&1 & other=$$!; \
 	$(BIN)/python train.py configs/demo/shapes_s4nd.yaml out=$(OUT)/s4nd overwrite=true || { kill $$other; exit 1; }; \

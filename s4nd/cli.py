@@ -49,9 +49,7 @@ _OWN = {
     'report': Command(
         's4nd.training.report:main', 'compare runs in a table and a picture', 's4nd.training.report:help_text'
     ),
-    'list': Command(
-        's4nd.cli:list_names', 'list models, tasks, and configurations and weights that ship', 's4nd.cli:list_help'
-    ),
+    'list': Command('s4nd.cli:list_names', 'list models, tasks, configurations and weights', 's4nd.cli:list_help'),
 }
 
 
@@ -124,7 +122,7 @@ def export_help(words: Sequence[str]) -> str:
 
 def list_help(words: Sequence[str]) -> str:
     """The text of `s4nd list --help`."""
-    return 's4nd list [WORD …]\n\nList our models, the tasks, and the configurations and weights that ship, whose names hold all words.'
+    return 's4nd list [WORD …]\n\nList models, tasks, configurations and weights whose names hold all words.'
 
 
 def list_names(words: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """Weights that ship with the package: `timm.create_model('s4nd_isotropic_mini.cifar10', pretrained=True)`.
 
-A file `<model>.<tag>.safetensors` holds the weights, and among its metadata the arguments that its model was built with;
-beside it stands a model card of the same name (.md). Commands take the name in place of a file:
-`s4nd generate checkpoint=sashimi.piano`.
+A file `<model>.<tag>.safetensors` holds the weights, and among its metadata the arguments that its model was built
+with. Beside it stand a model card (.md) and the configuration of its training (.yaml). Commands take the name in place
+of a file: `s4nd generate checkpoint=sashimi.piano`.
 """
 
 import json

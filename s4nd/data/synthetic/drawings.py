@@ -1,4 +1,4 @@
-"""Three drawn scenes in the manner of a photograph: classes that every CIFAR-10 model should know, free of any licence."""
+"""Drawn scenes in the manner of photographs, of classes that CIFAR-10 has."""
 
 from __future__ import annotations
 
