@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from s4nd.data.labeled import DataError
 
-__all__ = ['Member', 'check_found', 'existing', 'is_hidden', 'locate', 'walk']
+__all__ = ['SPLITS', 'Member', 'divide', 'existing', 'is_hidden', 'locate', 'walk']
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +103,31 @@ def existing(
     return path
 
 
-def check_found(path: Path, labels: list[str], skipped: int, example: str = 'image') -> None:
-    """Raise DataError where the labels of all examples under `path` leave nothing to learn."""
-    if not labels:
+def divide(
+    path: Path, members: Iterable[Member], skipped: int = 0, example: str = 'image', key: Any = None
+) -> tuple[tuple[str, ...], list[Member], Tensor, int]:
+    """Classes, the examples under `path` (training before test), their labels (N,), and how many are for training.
+
+    Classes are in the order of `key`, of the alphabet without one.
+
+    Raises:
+        DataError: the examples leave nothing to learn, or a class of the test is not among those of training.
+    """
+    members = sorted(members)
+    if not members:
         unreadable = f' ({skipped} files could not be read)' if skipped else ''
         raise DataError(f'{path}: no {example} in a class folder{unreadable}; expected {path.name}/<class>/<{example}>')
-    if len(set(labels)) < 2:
-        raise DataError(f"{path}: one class only ('{labels[0]}'); expected at least two class folders")
+    splits = {member.split for member in members}
+    train = [member for member in members if member.split == ('train' if 'train' in splits else '')]
+    test = [member for member in members if member.split == 'test'] if 'train' in splits else []
+    if not train:
+        raise DataError(f'{path}: found {sorted(splits)} {example}s but no train folder')
+    classes = tuple(sorted({member.label for member in train}, key=key))
+    if len(classes) < 2:
+        raise DataError(f"{path}: one class only ('{classes[0]}'); expected at least two class folders")
+    index = {name: number for number, name in enumerate(classes)}
+    strange = sorted({member.label for member in test} - index.keys())
+    if strange:
+        raise DataError(f"{path}: class '{strange[0]}' of test is not among the {len(classes)} of train")
+    members = [*train, *test]
+    return classes, members, torch.tensor([index[member.label] for member in members]), len(train)

@@ -8,7 +8,16 @@ from typing import Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ['NORMALIZATION', 'DataError', 'LabeledSet', 'Splits', 'hold_out', 'make_splits', 'spread_over_classes']
+__all__ = [
+    'NORMALIZATION',
+    'DataError',
+    'ExampleError',
+    'LabeledSet',
+    'Splits',
+    'hold_out',
+    'make_splits',
+    'spread_over_classes',
+]
 
 NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     # Mean and standard deviation of the training images, for channels in 0…1.
@@ -24,6 +33,10 @@ NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 class DataError(ValueError):
     """Data that cannot be used: where, what was found, and what was expected."""
+
+
+class ExampleError(ValueError):
+    """An example that cannot be used, and why."""
 
 
 class LabeledSet(Protocol):

@@ -10,11 +10,18 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ['LARGEST_FILE', 'link_target', 'open_tar', 'plain_name']
+__all__ = ['LARGEST_FILE', 'Slice', 'files', 'link_target', 'open_tar', 'plain_name', 'slices']
 
 LARGEST_FILE = 1 << 28  # bytes of an example; a few megabytes of an archive may expand to any number
+
+
+class Slice(NamedTuple):
+    """Where a member of an archive that is not compressed lies: bytes from the beginning, and how many."""
+
+    offset: int
+    size: int
 
 
 _READERS: dict[bytes, Any] = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\0': lzma.open}
@@ -65,3 +72,30 @@ def files(archive: tarfile.TarFile) -> Iterator[tuple[PurePosixPath, tarfile.Tar
         path = plain_name(entry.name)
         if path is not None and (entry.isfile() or entry.islnk() or entry.issym()):
             yield path, entry
+
+
+def slices(path: Path) -> dict[PurePosixPath, Slice]:
+    """The files of a tar that is not compressed, and of the tars in it (as folders), from their headers alone.
+
+    Raises tarfile.TarError, OSError and what its parsing runs into where the archive is not whole.
+    """
+    with tarfile.open(path, 'r:', tarinfo=_Info) as archive:
+        return _slices(archive, 0)
+
+
+def _slices(archive: tarfile.TarFile, begin: int) -> dict[PurePosixPath, Slice]:
+    found: dict[PurePosixPath, Slice] = {}
+    links: list[tuple[PurePosixPath, PurePosixPath | None]] = []
+    for name, entry in files(archive):
+        archive.members.clear()  # type: ignore[attr-defined]  # none of millions is asked for again
+        if not entry.isfile():
+            links.append((name, link_target(entry)))
+        elif name.suffix == '.tar':
+            with tarfile.open(fileobj=archive.extractfile(entry), mode='r:', tarinfo=_Info) as inner:
+                inside = _slices(inner, begin + entry.offset_data)
+            found.update((name.with_suffix('') / below, place) for below, place in inside.items())
+        else:
+            found[name] = Slice(begin + entry.offset_data, entry.size)
+    for name, target in links:
+        found[name] = found.get(target or name, Slice(0, 0))  # one that leads nowhere is unreadable, and named then
+    return found

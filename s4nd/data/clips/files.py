@@ -12,6 +12,7 @@ from torch import Tensor
 
 from s4nd.data.clips.grid import ClipGrid
 from s4nd.data.images.files import MAX_PIXELS, SUFFIXES, ImageError, decode
+from s4nd.data.labeled import ExampleError
 
 __all__ = ['VIDEO_SUFFIXES', 'ClipError', 'has_decoder', 'read_clip']
 
@@ -20,7 +21,7 @@ VIDEO_SUFFIXES = {'.avi', '.mp4', '.m4v', '.mov', '.mkv', '.webm', '.mpg', '.mpe
 Times = Callable[[float], list[float]]
 
 
-class ClipError(ValueError):
+class ClipError(ExampleError):
     """A clip that cannot be used, and why."""
 
 

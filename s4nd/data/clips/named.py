@@ -14,7 +14,7 @@ import torch
 from s4nd.data.clips.files import VIDEO_SUFFIXES, has_decoder
 from s4nd.data.clips.options import VideoData
 from s4nd.data.clips.sets import ClipFiles, ClipSet
-from s4nd.data.folders import Member, check_found, existing, locate, walk
+from s4nd.data.folders import Member, divide, existing, locate, walk
 from s4nd.data.images.files import SUFFIXES
 from s4nd.data.images.named import fashion_mnist
 from s4nd.data.labeled import DataError, Splits, make_splits
@@ -50,32 +50,18 @@ def _files(data: VideoData, seed: int) -> tuple[ClipSet, ClipSet | None]:
         raise DataError(f'{root}: clips are read from an unpacked folder only')
     absent: dict[str, str] = {}
     if data.kind == 'folder':
-        members = sorted(locate(_clips(root)))
+        members = locate(_clips(root))
     else:
         members, absent = _listed(data, root)
-    check_found(root, [member.label for member in members], len(absent), 'clip')
+    classes, members, labels, count = divide(root, members, len(absent), 'clip')
     if any(PurePosixPath(member.path).suffix.lower() in VIDEO_SUFFIXES for member in members) and not has_decoder():
         raise DataError(f"{root}: video files are decoded by PyAV: pip install 's4nd[video]'")
     if data.stored_rate is None and any((root / member.path).is_dir() for member in members):
         raise DataError(f'{root}: data.stored_rate must be given, frames per second of the clips that are folders')
-    splits = {member.split for member in members}
-    train = [member for member in members if member.split == ('train' if 'train' in splits else '')]
-    if not train:
-        raise DataError(f'{root}: found {sorted(splits)} clips but no training ones')
-    test = [member for member in members if member.split == 'test'] if 'train' in splits else []
-    classes = tuple(sorted({member.label for member in train}))
-    index = {name: number for number, name in enumerate(classes)}
-    strange = sorted({member.label for member in test} - index.keys())
-    if strange:
-        raise DataError(f"{root}: class '{strange[0]}' is not among the {len(classes)} training classes")
-    train_set, test_set = (
-        ClipFiles(
-            root, tuple(member.path for member in part), torch.tensor([index[member.label] for member in part]),
-            classes, seed, data.stored_rate, dict(absent),
-        )
-        for part in (train, test)
-    )  # fmt: skip
-    return train_set, test_set if test else None
+    paths = tuple(member.path for member in members)
+    clips = ClipFiles(root, paths, labels, classes, seed, data.stored_rate, bad=dict(absent))
+    order = torch.arange(len(labels))
+    return clips.select(order[:count]), clips.select(order[count:]) if count < len(order) else None
 
 
 def _clips(root: Path) -> list[PurePosixPath]:

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -23,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s4nd.data.folders import Member, check_found, existing, is_hidden, locate, walk
+from s4nd.data.folders import divide, existing, is_hidden, locate, walk
 from s4nd.data.images.resize import resize, to_bytes, to_float
 from s4nd.data.images.sets import PixelSet
-from s4nd.data.labeled import DataError
+from s4nd.data.labeled import DataError, ExampleError
 from s4nd.data.tars import LARGEST_FILE, files, link_target, open_tar
 from s4nd.files import write_atomically
 
@@ -35,8 +34,8 @@ __all__ = [
     'SUFFIXES',
     'ImageError',
     'decode',
+    'image_files',
     'is_image',
-    'list_members',
     'load_class_folders',
     'read_idx',
 ]
@@ -48,10 +47,10 @@ MAX_PIXELS = 1 << 26
 # Whatever the name of a file says: no other decoder is ever begun (that of EPS runs a program).
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF', 'PPM', 'TIFF')
 _MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 
 
-class ImageError(ValueError):
+class ImageError(ExampleError):
     """Bytes that are not a picture which can be used, and why."""
 
 
@@ -63,7 +62,7 @@ def is_image(path: PurePosixPath) -> bool:
 def load_class_folders(
     root: str | None, source_size: int | None, cache: str | None, max_pixels: int = MAX_PIXELS
 ) -> dict[str, PixelSet]:
-    """Decode every image under `root` into memory: {'train': …, 'test': …}, or {'': …} where there is one set only.
+    """Decode every image under `root` into memory: {'train': …}, and 'test' where there is one.
 
     source_size: side to which images are brought (center square, then area average or bicubic); None: all must be
     squares of one size. cache: folder for the decoded images; None: none. A file that cannot be read is named in a
@@ -142,24 +141,15 @@ def _to_rgb(image: Image.Image, format: str | None) -> np.ndarray:
     return np.array(image.convert('RGB'))
 
 
-def list_members(root: str | None) -> tuple[Path, list[Member]]:
-    """The images of an unpacked folder, sorted, without reading them."""
-    path = existing(root)
-    if path.is_file():
-        raise DataError(f'{path}: images can be streamed from an unpacked folder only, not from a tar')
-    members = sorted(locate(_images(path)))
-    check_found(path, [member.label for member in members], 0)
-    return path, members
-
-
-def _images(path: Path) -> list[PurePosixPath]:
+def image_files(path: Path) -> list[PurePosixPath]:
+    """All files below a folder that are named as images."""
     return [name for name in walk(path) if is_image(name) and (path / name).is_file()]
 
 
 def _contents(path: Path) -> Iterator[tuple[PurePosixPath, bytes | PurePosixPath | None]]:
     """(path, bytes) of every image; of a link in an archive, (path, what it stands for)."""
     if path.is_dir():
-        for name in _images(path):
+        for name in image_files(path):
             yield name, _read(path / name)
         return
     try:
@@ -195,8 +185,7 @@ def _to_square(image: Tensor, size: int) -> Tensor:
 
 
 def _assemble(path: Path, images: dict[PurePosixPath, Tensor], skipped: tuple[str, ...]) -> dict[str, PixelSet]:
-    located = sorted(locate(list(images)))
-    check_found(path, [member.label for member in located], len(skipped))
+    classes, members, labels, count = divide(path, locate(list(images)), len(skipped))
     shapes = {tuple(image.shape[1:]) for image in images.values()}
     if len(shapes) > 1 or len(set(next(iter(shapes)))) > 1:
         found = ', '.join(f'{height}×{width}' for height, width in sorted(shapes)[:4])
@@ -204,26 +193,14 @@ def _assemble(path: Path, images: dict[PurePosixPath, Tensor], skipped: tuple[st
             f'{path}: expected square images of one size, found {found}: '
             'set data.source_size to bring them to one, or data.stream=true to decode during training'
         )
-    members: dict[str, list[Member]] = defaultdict(list)
-    for member in located:
-        members[member.split].append(member)
-    splits = [split for split in members if split] or ['']
-    classes = tuple(sorted({member.label for member in members['train' if 'train' in splits else splits[0]]}))
-    index = {name: number for number, name in enumerate(classes)}
-    sets = {}
-    for split in splits:
-        strange = sorted({member.label for member in members[split]} - index.keys())
-        if strange:
-            raise DataError(f"{path}: class '{strange[0]}' of {split} is not among the {len(classes)} of train")
-        labels = torch.tensor([index[member.label] for member in members[split]])
-        sets[split] = PixelSet(
-            torch.stack([images[PurePosixPath(member.path)] for member in members[split]]), labels, classes, skipped
-        )
-    return sets
+    stacked = torch.stack([images[PurePosixPath(member.path)] for member in members])
+    sets = {'train': PixelSet(stacked[:count], labels[:count], classes, skipped)}
+    test = PixelSet(stacked[count:], labels[count:], classes, skipped)
+    return {'test': test, **sets} if len(test.labels) else sets
 
 
 def _fingerprint(path: Path, source_size: int | None) -> str:
-    sources = [path] if path.is_file() else [path / name for name in _images(path)]
+    sources = [path] if path.is_file() else [path / name for name in image_files(path)]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sources]
     text = json.dumps([_CACHE_FORMAT, str(path.resolve()), source_size, stats])
     return f'{path.name.split(".")[0]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}'

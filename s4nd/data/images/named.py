@@ -8,8 +8,9 @@ import torch
 
 from s4nd.data.images.files import load_class_folders, read_idx
 from s4nd.data.images.options import ImageData
+from s4nd.data.images.readers import is_streamed, load_stream
 from s4nd.data.images.sets import ImageSet, PixelSet
-from s4nd.data.images.stream import StreamSet, load_stream
+from s4nd.data.images.stream import StreamSet
 from s4nd.data.labeled import DataError, Splits, make_splits
 from s4nd.data.synthetic.shapes import ShapeSet
 
@@ -31,24 +32,16 @@ def load_images(data: ImageData, seed: int = 0) -> Splits[ImageSet | StreamSet]:
     if data.kind == 'shapes':
         train = ShapeSet.draw(data.train_count, seed=2 * seed)
         test = ShapeSet.draw(data.test_count, seed=2 * seed + 1)
-    elif data.kind == 'imagenet' or data.stream:
+    elif data.kind == 'imagenet' or data.stream or is_streamed(data.root):
         train, test = load_stream(data)
     elif data.kind == 'fashion_mnist':
         train, test = (fashion_mnist(data.root, data.download, train=part) for part in (True, False))
     elif data.kind in ('cifar10', 'cifar100') and (data.download or _has_batches(data)):
         train, test = _cifar(data, train=True), _cifar(data, train=False)
     else:
-        train, test = _class_folders(data)
+        sets = load_class_folders(data.root, data.source_size, data.cache, data.max_pixels)
+        train, test = sets['train'], sets.get('test')
     return make_splits(train, test, data.val_fraction, f'{data.root} has no test folder beside its training images')
-
-
-def _class_folders(data: ImageData) -> tuple[PixelSet, PixelSet | None]:
-    sets = load_class_folders(data.root, data.source_size, data.cache, data.max_pixels)
-    if '' in sets:
-        return sets[''], None
-    if 'train' not in sets:
-        raise DataError(f'{data.root}: found {sorted(sets)} images but no train folder')
-    return sets['train'], sets.get('test')
 
 
 def _root(root: str | None, kind: str) -> Path:

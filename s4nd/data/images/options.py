@@ -18,7 +18,9 @@ class ImageData:
     """Images of one set, trained at `size` × `size` pixels."""
 
     kind: str = option('cifar10', 'the set', choices=KINDS)
-    root: str | None = option(None, "a folder or a tar of class folders, or the folder of the set's own files")
+    root: str | None = option(
+        None, "folder or tar of class folders, wds/FOLDER of shards, hfds/NAME, or the folder of the set's own files"
+    )
     download: bool = option(False, 'fetch cifar10, cifar100 or fashion_mnist into root')
     cache: str | None = option('out/cache', 'folder for decoded images; null: decode every time')
     size: int = option(32, 'pixels per side in training', low=1, high=LARGEST_SIDE)
@@ -29,7 +31,7 @@ class ImageData:
     source_size: int | None = option(None, 'folder: side to which decoded images are brought', low=1, high=LARGEST_SIDE)
     max_pixels: int = option(1 << 26, 'files of more pixels are passed over', low=1)
     sequence: bool = option(False, 'read row by row, as height · width samples, for models of one axis')
-    stream: bool = option(False, 'folder: decode during training (always so for imagenet)')
+    stream: bool = option(False, 'decode during training (always so for imagenet, wds/… and hfds/…)')
     workers: int = option(4, 'stream: loader processes', low=0)
     batch_size: int = option(128, 'images per process and step', low=1)
     val_fraction: float = option(0.0, 'share of each class held out of the training images', low=0, high=0.9)

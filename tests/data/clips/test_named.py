@@ -144,8 +144,9 @@ def test_roots_that_cannot_be_used(root: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(DataError, match='unpacked folder only'):
         load_video(data(tmp_path / 'x.tar'))
     clip(root, 'val/swim/g')
-    with pytest.raises(DataError, match="class 'swim' is not among the 2 training classes"):
+    with pytest.raises(DataError, match="class 'swim' of test is not among the 2 of train"):
         load_video(data(root))
+    clip(root, 'train/swim/h')
     (root / 'train' / 'run' / 'h.avi').write_bytes(b'')
     monkeypatch.setattr(named, 'has_decoder', lambda: False)
     with pytest.raises(DataError, match=r"decoded by PyAV: pip install 's4nd\[video\]'"):

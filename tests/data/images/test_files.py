@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from s4nd.data import DataError, PixelSet, load_images
-from s4nd.data.folders import Member, locate
-from s4nd.data.images.files import ImageError, decode, list_members, load_class_folders
+from s4nd.data.folders import locate
+from s4nd.data.images.files import ImageError, decode, load_class_folders
 from s4nd.data.images.options import ImageData
+from s4nd.data.images.readers import load_stream
 
 
 def write(path: Path, value: int, size: tuple[int, int] = (6, 6)) -> None:
@@ -79,9 +80,10 @@ def test_folders_are_walked_as_torchvision_does(tmp_path: Path) -> None:
     (root / 'dog').symlink_to(tmp_path / 'elsewhere')
     (root / 'cat' / 'circle').symlink_to(root)
     (root / 'cat' / 'folder.png').mkdir()
-    images = load_class_folders(str(root), None, None)['']
+    images = load_class_folders(str(root), None, None)['train']
     assert images.classes == ('cat', 'dog') and images.labels.tolist() == [0, 1]
-    assert list_members(str(root))[1] == [Member('', 'cat', 'cat/2020/1.png'), Member('', 'dog', 'dog/deep/1.png')]
+    streamed, _ = load_stream(ImageData(kind='folder', root=str(root)))
+    assert streamed.paths == ('cat/2020/1.png', 'dog/deep/1.png') and streamed.classes == images.classes
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:
@@ -212,7 +214,7 @@ def test_source_size_cuts_the_central_square_and_averages_it(tmp_path: Path) -> 
     for label in ('a', 'b'):
         (tmp_path / label).mkdir()
         Image.fromarray(picture).save(tmp_path / label / '1.png')
-    images = load_class_folders(str(tmp_path), 2, None)[''].images
+    images = load_class_folders(str(tmp_path), 2, None)['train'].images
     assert images.shape == (2, 3, 2, 2) and images[0, 0].tolist() == [[100, 200], [100, 200]]
 
 
