@@ -6,20 +6,22 @@ Shape legend: B = batch, L = samples.
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
 from s4nd.diffusion import Diffusion
 from s4nd.options import ConfigError, nearest, option, section
 from s4nd.seeds import generator
 from s4nd.tasks.base import Axis, Chosen, Task
 from s4nd.tasks.classification import score
+from s4nd.tasks.sharing import gathered, shared, zeros
 from s4nd.tasks.timm_models import is_ours, make_timm_model
 from s4nd.training.config import EvalConfig, RunConfig
 
@@ -58,6 +60,7 @@ class AudioTask(Task):
 
     Config = AudioConfig
     config: AudioConfig
+    examples = 'clips'
 
     def __init__(self, config: AudioConfig, parts: Mapping[str, Clips]) -> None:
         super().__init__(config)
@@ -112,15 +115,16 @@ class AudioTask(Task):
         pairs = _Labeled(clips)
         return Chosen(full, lambda numbers: self._collate([pairs[number] for number in numbers.tolist()]))
 
-    def batches(self, part: str | Clips, device: torch.device | str) -> Iterator[Any]:
+    def eval_batches(self, clips: Clips) -> Chosen:
         """Return batches to evaluate on: all clips in order, or `eval.limit` of them, evenly spaced."""
-        clips = self.parts[part] if isinstance(part, str) else part
-        pairs: Dataset[Any] = _Labeled(clips)
-        limit = self.config.eval.limit
-        if limit is not None and limit < len(clips):
-            pairs = Subset(pairs, [i * len(clips) // limit for i in range(limit)])
-        for batch in DataLoader(pairs, self.config.data.batch_size, collate_fn=self._collate):
-            yield batch.to(device) if isinstance(batch, Tensor) else tuple(part.to(device) for part in batch)
+        count = min(len(clips), self.config.eval.limit or len(clips))
+        numbers = torch.tensor([i * len(clips) // count for i in range(count)])
+        pairs = _Labeled(clips)
+        return Chosen(
+            numbers.split(self.config.data.batch_size),
+            lambda chosen: self._collate([pairs[number] for number in chosen.tolist()]),
+            even=False,
+        )
 
     def prepare(self, waves: Tensor) -> Tensor:
         """Make what the model learns from of waveforms (B, L)."""
@@ -148,12 +152,16 @@ class GenerativeTask(AudioTask):
         """Compute the loss; `random`: where what it draws comes from, None is torch's own generator."""
 
     def mean_loss(self, model: nn.Module, device: torch.device | str, part: str) -> float:
-        """Average the loss over the clips of a part; what is drawn is the same at every call."""
-        random, total, clips = torch.Generator().manual_seed(self.config.seed), 0.0, 0
-        for batch in self.batches(part, device):
-            count = len(batch) if isinstance(batch, Tensor) else len(batch[0])
-            total += self.loss(model, batch, random).item() * count
-            clips += count
+        """Average the loss over the clips of a part; what is drawn is the same at every call, in any process."""
+        batches, sums = self.eval_batches(self.parts[part]), zeros(2, device)
+        numbered = Chosen(batches.chosen, lambda chosen: (chosen, batches.make(chosen)), even=False)
+        for (chosen, batch), counts in shared(numbered, f'evaluation on {part}'):
+            random = generator(self.config.seed, int(chosen[0]))
+            loss = self.loss(model, send_to_device(batch, device), random)
+            if counts:
+                sums[0] += loss * len(chosen)
+                sums[1] += len(chosen)
+        total, clips = gathered(sums)
         return total / clips
 
 
@@ -290,8 +298,10 @@ class ClassificationTask(AudioTask):
         return clip_parts(data, self.config.seed)['test']
 
     def _score(self, model: nn.Module, device: torch.device | str, clips: Clips, rate: int) -> dict[str, float]:
-        outputs = ((self.predict(model, waves), labels) for waves, labels in self.batches(clips, device))
-        accuracy, entropy = score(outputs, torch.device(device))
+        def scores(waves: Tensor) -> Tensor:
+            return self.predict(model, waves.to(device))
+
+        accuracy, entropy = score(scores, self.eval_batches(clips), device, f'evaluation at {rate} Hz')
         return {f'accuracy@{rate}': accuracy, f'cross_entropy@{rate}': entropy}
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ['clear_temporaries', 'try_folder', 'write_atomically']
+__all__ = ['alone', 'clear_temporaries', 'try_folder', 'write_atomically']
 
 _CHUNK = 1 << 24  # bytes appended to find out why a writer failed
 _TEMPORARY = re.compile(r'\..*\.([\w-]+)\.(\d+)\.tmp')  # .<stem>.<host>.<process>.tmp<suffix>
@@ -50,6 +53,24 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any], keep: str |
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _with_disk(error, path) from error
+
+
+@contextmanager
+def alone(path: str | Path) -> Iterator[None]:
+    """Within it, no other process on this machine is within it for the same path: one makes `path`, the others wait.
+
+    The claim ends with the process, however it ends. A disk without locks lets all of them in.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f'.{path.name}.lock')
+    with lock.open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+                raise
+        yield
 
 
 def try_folder(folder: str | Path) -> None:

@@ -69,7 +69,7 @@ def option(
         text: description, in words that complete "size is …": 'pixels per side of the training images'.
         choices: the values that are admitted.
         low, high: the closed range of a number, or of each number in a list.
-        parse: raises ValueError for an entry of a list that is not admitted.
+        parse: raises ValueError for a value, or an entry of a list, that is not admitted.
     """
     metadata = {'text': text, 'choices': choices, 'low': low, 'high': high, 'parse': parse}
     if isinstance(default, (list, dict)):
@@ -184,7 +184,7 @@ def check_values(filled: Any, prefix: str = '') -> None:
         if choices and value not in choices:
             raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got '{value}'")
         if parse is not None:
-            _parse_all(name, value, parse)
+            _parse_all(name, value if isinstance(value, list) else [value], parse)
         for number in value if isinstance(value, list) else [value]:
             if low is not None and number is not None and not number >= low:
                 raise ConfigError(f'{name}: expected at least {low}, got {number}')

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ['derived_seed', 'generator', 'seeded']
+__all__ = ['derived_seed', 'generator', 'generator_at', 'seeded']
 
 
 def derived_seed(seed: int, number: int) -> int:
@@ -20,6 +20,11 @@ def derived_seed(seed: int, number: int) -> int:
 def generator(seed: int, number: int = 0, device: torch.device | str = 'cpu') -> torch.Generator:
     """A new generator on `device`, seeded by `derived_seed`."""
     return torch.Generator(device).manual_seed(derived_seed(seed, number))
+
+
+def generator_at(*place: int) -> torch.Generator:
+    """A new generator on the CPU for one place, such as (seed, epoch, batch)."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +22,8 @@ import numpy as np
 from s4nd.data.folders import is_hidden, walk
 from s4nd.data.tars import files as tar_files
 from s4nd.data.tars import link_target, open_tar
+from s4nd.files import alone
+from s4nd.progress import progress
 
 from ..io import SUFFIXES, examine_audio
 
@@ -77,7 +80,7 @@ def scan_files(
     files and count, where some are passed over. Raises ValueError where none is usable.
     """
     files, skipped = [], {}
-    for path in paths:
+    for path in progress(paths, 'recordings', 'files'):
         try:
             info, peak = examine_audio(path)
         except (ValueError, OSError) as error:
@@ -163,7 +166,8 @@ def speech_commands_digits(root: str | Path, download: bool = False) -> dict[str
     found: dict[str, list[Path]] = {}
     for part, subset in zip(PARTS, ('training', 'validation', 'testing'), strict=True):
         try:
-            commands = SPEECHCOMMANDS(root, download=download, subset=subset)
+            with alone(root / 'SpeechCommands') if download else nullcontext():
+                commands = SPEECHCOMMANDS(root, download=download, subset=subset)
         except FileNotFoundError as error:
             raise ValueError(f'{root}: Speech Commands is incomplete there ({error})') from error
         except (RuntimeError, OSError) as error:
@@ -187,33 +191,37 @@ def unpacked(archive: str | Path, cache: str | Path) -> Path:
     stat = archive.stat()
     fingerprint = hashlib.sha256(f'{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}'.encode()).hexdigest()[:16]
     folder = cache / f'{archive.name.split(".")[0]}-{fingerprint}'
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix='.unpacking-', dir=cache))
-        try:
-            with open_tar(archive) as tar:
-                links = [link for name, entry in tar_files(tar) if (link := _unpack(tar, name, entry, temporary))]
-            for name, target in links:
-                if target is not None and (temporary / target).is_file():
-                    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(temporary / target, temporary / name)
-                else:
-                    warnings.warn(f'{archive}: {name} is a link to no sound in it', stacklevel=2)
-            try:
-                temporary.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was faster
-                    raise
-        except _NO_TAR as error:
-            raise ValueError(f'{archive} is neither a folder nor a whole tar ({error})') from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with alone(folder):
+        if not folder.is_dir():
+            _unpack_all(archive, folder)
     # The lists of a split lie beside the class folders, below any leading folder.
     inside = list(folder.iterdir())
     while len(inside) == 1 and inside[0].is_dir():
         folder = inside[0]
         inside = list(folder.iterdir())
     return folder
+
+
+def _unpack_all(archive: Path, folder: Path) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix='.unpacking-', dir=folder.parent))
+    try:
+        with open_tar(archive) as tar:
+            links = [link for name, entry in tar_files(tar) if (link := _unpack(tar, name, entry, temporary))]
+        for name, target in links:
+            if target is not None and (temporary / target).is_file():
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(temporary / target, temporary / name)
+            else:
+                warnings.warn(f'{archive}: {name} is a link to no sound in it', stacklevel=2)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else a process on another machine was faster
+                raise
+    except _NO_TAR as error:
+        raise ValueError(f'{archive} is neither a folder nor a whole tar ({error})') from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _unpack(

@@ -81,24 +81,27 @@ class Strided:
 
 
 class Chosen:
-    """An `Epoch` of chosen examples; a process reads what it is to learn from, and nothing else.
+    """Batches of chosen examples; a process reads those of its own batches, and nothing else.
 
     Args:
         chosen: the numbers (B,) of the examples of each batch.
         make: makes a batch of such numbers.
+        even: whether all shares have as many batches, as those of an `Epoch` have, so that some may be left out; an
+            evaluation leaves none out.
     """
 
-    def __init__(self, chosen: Sequence[Tensor], make: Callable[[Tensor], Any]) -> None:
-        self.chosen, self.make = chosen, make
+    def __init__(self, chosen: Sequence[Tensor], make: Callable[[Tensor], Any], *, even: bool = True) -> None:
+        self.chosen, self.make, self.even = chosen, make, even
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def shard(self, index: int, count: int) -> Chosen:
-        return Chosen(self.chosen[index : len(self) // count * count : count], self.make)
+        last = len(self) // count * count if self.even else len(self)
+        return Chosen(self.chosen[index:last:count], self.make, even=self.even)
 
     def skip(self, count: int) -> Chosen:
-        return Chosen(self.chosen[count:], self.make)
+        return Chosen(self.chosen[count:], self.make, even=self.even)
 
     def __iter__(self) -> Iterator[Any]:
         return map(self.make, self.chosen)
@@ -114,6 +117,8 @@ class Task(ABC):
         model_args: keywords that build the model, as stored with the weights; `build_model` completes them.
         loss_unit, loss_scale: the unit in which the loss is shown, and what brings it there.
         train_count: examples to train on; None: not known.
+        examples: what they are called.
+        stages: epochs of each stage of the training, for a schedule per stage; empty: there is one.
     """
 
     Config: ClassVar[type[RunConfig]]
@@ -123,6 +128,8 @@ class Task(ABC):
     loss_unit: str = ''
     loss_scale: float = 1.0
     train_count: int | None = None
+    examples: str = 'examples'
+    stages: Sequence[int] = ()
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

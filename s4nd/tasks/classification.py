@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
 from s4nd.data.labeled import DataError, Set, Splits
 from s4nd.options import ConfigError
-from s4nd.tasks.base import Task
+from s4nd.tasks.base import Epoch, Task
+from s4nd.tasks.sharing import gathered, shared, zeros
 from s4nd.training.config import RunConfig
 
 __all__ = ['LabeledTask', 'score']
@@ -38,7 +38,7 @@ class LabeledTask(Task, Generic[Set]):
                 f'eval.weights=best needs held-out {examples} to choose by: set data.val_fraction above 0'
             )
         self.splits = splits
-        self.train_count = len(splits.train.labels)
+        self.train_count, self.examples = len(splits.train.labels), examples
         self.classes: Sequence[str] = splits.train.classes
         self.channels: int = splits.train.channels
 
@@ -67,20 +67,26 @@ class LabeledTask(Task, Generic[Set]):
         return '' if count == len(self.classes) else f'tells {count} classes apart, the data are of {len(self.classes)}'
 
 
-def score(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> tuple[float, float]:
-    """Accuracy (percent) and mean cross-entropy of (logits (B, classes), labels (B,)), over all processes.
+def score(
+    scores: Callable[[Any], Tensor], batches: Epoch, device: torch.device | str, text: str = 'evaluation'
+) -> tuple[float, float]:
+    """Accuracy (percent) and mean cross-entropy of `scores(inputs)` (B, classes), over all processes.
+
+    Args:
+        batches: of (inputs, labels (B,)); this process computes its share of them.
+        text: what the progress bar calls it.
 
     Raises:
         DataError: there is no example.
     """
-    # Right answers, summed cross-entropy, examples; some devices lack float64.
-    sums = torch.zeros(3, device=device)
-    for logits, labels in batches:
-        logits, labels = logits.float(), labels.to(device)
-        sums[0] += (logits.argmax(1) == labels).sum()
-        sums[1] += F.cross_entropy(logits, labels, reduction='sum')
-        sums[2] += len(labels)
-    right, entropy, count = reduce(sums, 'sum').tolist()
+    sums = zeros(3, device)  # right answers, summed cross-entropy, examples
+    for (inputs, labels), counts in shared(batches, text):
+        logits, labels = scores(inputs).float(), labels.to(device)
+        if counts:
+            sums[0] += (logits.argmax(1) == labels).sum()
+            sums[1] += F.cross_entropy(logits, labels, reduction='sum')
+            sums[2] += len(labels)
+    right, entropy, count = gathered(sums)
     if not count:
         raise DataError('nothing to evaluate on: not one example could be read')
     return round(100 * right / count, 4), entropy / count

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from s4nd.data.clips.grid import ClipGrid, rate_name, rate_of
@@ -200,6 +199,5 @@ class VideoTask(LabeledTask[ClipSet]):
         # As many pixels a batch as in training.
         shrink = min(1.0, self.grid.pixels / grid.pixels)
         count = max(1, round(self.config.data.batch_size * shrink))
-        state = PartialState()
-        batches = clips.eval_batches(self.config.data, grid, count).shard(state.process_index, state.num_processes)
-        return score(((self.scores(model, x.to(device)), labels) for x, labels in batches), device)
+        batches = clips.eval_batches(self.config.data, grid, count)
+        return score(lambda x: self.scores(model, x.to(device)), batches, device)

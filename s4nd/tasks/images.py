@@ -6,14 +6,13 @@ Shape legend: B = batch, C = channels, H and W = pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from timm.data import Mixup
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from s4nd.data.labeled import NORMALIZATION, Splits, spread_over_classes
 from s4nd.options import ConfigError, option, section
 from s4nd.resolution import Size, parse_size, size_name
 from s4nd.seeds import derived_seed
-from s4nd.tasks.base import Axis
+from s4nd.tasks.base import Axis, Chosen, Epoch
 from s4nd.tasks.classification import LabeledTask, score
 from s4nd.tasks.timm_models import is_ours, make_timm_model
 from s4nd.training.config import EvalConfig, RunConfig
@@ -74,6 +73,7 @@ class ImageTask(LabeledTask[ImageSet | StreamSet]):
             )
         self.size = parse_size(data.size)
         self.sizes = [parse_size(size) for size in data.sizes or [data.size]]
+        self.stages = data.stage_epochs
         self.monitor = f'accuracy@{data.size}'
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in NORMALIZATION[data.kind])
         self.mixup = None
@@ -206,26 +206,26 @@ class ImageTask(LabeledTask[ImageSet | StreamSet]):
         self, model: nn.Module, device: torch.device, images: ImageSet | StreamSet, size: Size
     ) -> dict[str, float]:
         if isinstance(images, StreamSet):
-            data, state = self.config.data, PartialState()
-            batches = images.eval_batches(size, data.crop_pct, self._batch_size(size), data.workers)
-            return self._score(model, device, batches.shard(state.process_index, state.num_processes), size)
-        return self._score(model, device, self._slices(images.at(size), images.labels, size), size)
+            data = self.config.data
+            batches: Epoch = images.eval_batches(size, data.crop_pct, self._batch_size(size), data.workers)
+        else:
+            batches = self._slices(images.at(size), images.labels, size)
+        return self._score(model, device, batches, size)
 
     def _batch_size(self, size: Size) -> int:
         """As many pixels a batch as in training."""
         return max(1, round(self.config.data.batch_size * min(1.0, math.prod(self.size) / math.prod(size))))
 
-    def _slices(self, images: Tensor, labels: Tensor, size: Size) -> Iterator[tuple[Tensor, Tensor]]:
-        state, count = PartialState(), self._batch_size(size)
-        for start in range(state.process_index * count, len(labels), state.num_processes * count):
-            yield images[start : start + count], labels[start : start + count]
+    def _slices(self, images: Tensor, labels: Tensor, size: Size) -> Chosen:
+        numbers = torch.arange(len(labels)).split(self._batch_size(size))
+        return Chosen(numbers, lambda chosen: (images[chosen], labels[chosen]), even=False)
 
-    def _score(
-        self, model: nn.Module, device: torch.device, batches: Iterable[tuple[Tensor, Tensor]], size: Size
-    ) -> dict[str, float]:
-        inputs = ((self.as_input(self._normalize(to_float(x.to(device)))), labels) for x, labels in batches)
-        accuracy, entropy = score(((model(x), labels) for x, labels in inputs), device)
+    def _score(self, model: nn.Module, device: torch.device, batches: Epoch, size: Size) -> dict[str, float]:
+        def scores(images: Tensor) -> Tensor:
+            return model(self.as_input(self._normalize(to_float(images.to(device)))))
+
         name = size_name(size)
+        accuracy, entropy = score(scores, batches, device, f'evaluation at {name}')
         return {f'accuracy@{name}': accuracy, f'cross_entropy@{name}': entropy}
 
 

@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from s4nd.data.series.masks import MaskDraw, parse_mask
 from s4nd.data.series.sets import SeriesData, load_series
 from s4nd.diffusion import Diffusion
 from s4nd.models.sssd import SSSDS4, Imputer, check_series, impute
 from s4nd.options import ConfigError, built, check_keywords, nearest, option, section
-from s4nd.seeds import generator
-from s4nd.tasks.base import Strided, Task
+from s4nd.seeds import generator, generator_at
+from s4nd.tasks.base import Chosen, Task
+from s4nd.tasks.sharing import gathered, shared, zeros
 from s4nd.training.config import EvalConfig, RunConfig
 
 __all__ = ['SeriesConfig', 'SeriesEval', 'SeriesTask', 'imputation_loss']
@@ -59,6 +60,7 @@ class SeriesTask(Task):
     Config = SeriesConfig
     config: SeriesConfig
     monitor = 'val_loss'
+    examples = 'windows'
 
     def __init__(
         self, config: SeriesConfig, parts: Mapping[str, Tensor], masks: Mapping[str, MaskDraw] | None = None
@@ -89,11 +91,13 @@ class SeriesTask(Task):
         check_keywords(MODELS[name], args, name)
         return built(MODELS[name], args)
 
-    def train_batches(self, epoch: int) -> Strided:
+    def train_batches(self, epoch: int) -> Chosen:
         """Batches in an order, and with masks, fixed by the seed and the epoch."""
-        random = generator(self.config.seed, epoch)
-        full = len(self.parts['train']) >= self.config.data.batch_size
-        return Strided(self._batches('train', random, shuffle=True, generator=random, drop_last=full))
+        count, size = len(self.parts['train']), self.config.data.batch_size
+        order = torch.randperm(count, generator=generator(self.config.seed, epoch)).split(size)
+        # A last incomplete batch is dropped, unless it is the only one.
+        full = order if len(order) == 1 or len(order[-1]) == size else order[:-1]
+        return Chosen(full, lambda chosen: self._masked('train', chosen, epoch))
 
     def loss(
         self, model: Callable[..., Any], batch: tuple[Tensor, Tensor], random: torch.Generator | None = None
@@ -114,22 +118,31 @@ class SeriesTask(Task):
         return results
 
     def _mean_loss(self, model: nn.Module, device: torch.device, part: str) -> float:
-        random, total = torch.Generator().manual_seed(self.config.seed), 0.0
-        for values, mask in self._batches(part, random):
-            total += self.loss(model, (values.to(device), mask.to(device)), random).item() * len(values)
-        return total / len(self._limited(part))
+        numbers = torch.arange(len(self._limited(part))).split(self.config.data.batch_size)
+        batches = Chosen(numbers, lambda chosen: (chosen, self._masked(part, chosen)), even=False)
+        sums = zeros(2, device)
+        for (chosen, batch), counts in shared(batches, f'evaluation on {part}'):
+            loss = self.loss(model, send_to_device(batch, device), generator(self.config.seed, int(chosen[0])))
+            if counts:
+                sums[0] += loss * len(chosen)
+                sums[1] += len(chosen)
+        total, count = gathered(sums)
+        return total / count
 
     def _error(self, model: Any, device: torch.device, draw: MaskDraw) -> float:
         """Of the mean of `eval.samples` draws, over the hidden values that are known."""
         values, options = self._limited('test'), self.config.eval
         mask = _hidden(values, draw, torch.Generator().manual_seed(self.config.seed))
-        total, count = 0.0, 0
-        for part in torch.arange(len(values)).split(self.config.data.batch_size):
+        numbers = torch.arange(len(values)).split(self.config.data.batch_size)
+        sums = zeros(2, device)
+        for part, counts in shared(Chosen(numbers, lambda chosen: chosen, even=False), 'imputation'):
             rows, observed = values[part].to(device), mask[part].to(device)
             draws = [impute(model, rows, observed, seed=seed, steps=options.steps) for seed in range(options.samples)]
             known = ~observed & rows.isfinite()
-            total += float((torch.stack(draws).mean(0) - rows)[known].square().sum())
-            count += int(known.sum())
+            if counts:
+                sums[0] += (torch.stack(draws).mean(0) - rows)[known].square().sum()
+                sums[1] += known.sum()
+        total, count = gathered(sums)
         return total / max(1, count)
 
     def _limited(self, part: str) -> Tensor:
@@ -139,15 +152,11 @@ class SeriesTask(Task):
             return values
         return values[[i * len(values) // limit for i in range(limit)]]
 
-    def _batches(self, part: str, random: torch.Generator, **options: Any) -> DataLoader[Any]:
-        draws = list(self.masks.values())
-
-        def masked(rows: list[tuple[Tensor]]) -> tuple[Tensor, Tensor]:
-            values = torch.stack([row for (row,) in rows])
-            return values, _hidden(values, draws[int(torch.randint(len(draws), (), generator=random))], random)
-
-        dataset: Any = TensorDataset(self._limited(part))
-        return DataLoader(dataset, self.config.data.batch_size, collate_fn=masked, **options)
+    def _masked(self, part: str, chosen: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Chosen windows of a part, and a mask that follows from the epoch and the first of them."""
+        draws, values = list(self.masks.values()), self._limited(part)[chosen]
+        random = generator_at(self.config.seed, epoch, int(chosen[0]))
+        return values, _hidden(values, draws[int(torch.randint(len(draws), (), generator=random))], random)
 
 
 def _hidden(values: Tensor, draw: MaskDraw, random: torch.Generator) -> Tensor:

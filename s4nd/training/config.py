@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from s4nd.files import write_atomically
 from s4nd.options import MISSING, ConfigError, fill, nearest, option, section
 from s4nd.tasks.registry import task_class
+from s4nd.training.schedule import SCHEDULES
+from s4nd.training.tracking import TRACKERS
 
 __all__ = [
     'ConfigError',
@@ -39,6 +41,12 @@ __all__ = [
 ]
 
 
+def _parse_device(name: str) -> str:
+    if not re.fullmatch(r'auto|cpu|mps|cuda(:\d{1,3})?', name):
+        raise ValueError(f"expected auto, cpu, mps, cuda or cuda:1, got '{name}'")
+    return name
+
+
 @dataclass
 class ModelConfig:
     """The model and the keywords of its constructor."""
@@ -55,10 +63,12 @@ class OptimConfig:
     lr: float = option(1e-3, 'learning rate', low=0)
     ssm_lr: float = option(1e-3, 'learning rate of dt, A, P and B, which are never decayed', low=0)
     weight_decay: float = option(0.05, 'decay of the other weights', low=0)
-    schedule: str = option('cosine', 'course of the learning rate', choices=('cosine', 'constant'))
-    warmup_epochs: float = option(1.0, 'epochs of linear warm-up', low=0)
+    schedule: str = option('cosine', 'course of the learning rate', choices=SCHEDULES)
+    warmup_epochs: float = option(1.0, 'epochs of linear warm-up, at most half of the training (or stage)', low=0)
     warmup_lr: float = option(1e-6, 'learning rate at the start of the warm-up', low=0)
-    min_lr: float = option(1e-6, 'learning rate at the end of the cosine', low=0)
+    min_lr: float = option(1e-6, 'learning rate at the end of the cosine, and the lowest after reductions', low=0)
+    plateau_factor: float = option(0.2, 'reduce-on-plateau: what the learning rate is multiplied by', low=0, high=1)
+    plateau_patience: int = option(10, 'reduce-on-plateau: evaluations without a better one before it is', low=0)
     clip_grad: float | None = option(None, 'largest norm of the whole gradient; null: not clipped', low=0)
     accumulate: int = option(1, 'batches per update and process', low=1)
     ema: float | None = option(None, 'decay of the averaged weights; null: none', low=0, high=1)
@@ -96,10 +106,11 @@ class RunConfig:
     checkpoint: str | None = option(None, 'weights to evaluate, or to start from: a file or the folder of a run')
     epochs: int = option(10, 'epochs to train', low=1)
     max_steps: int | None = option(None, 'end after this many updates; null: after `epochs`', low=1)
-    device: str = option('auto', 'auto takes an accelerator where there is one', choices=('auto', 'cpu'))
+    device: str = option('auto', 'auto (an accelerator if there is one), cpu, mps, cuda or cuda:1', parse=_parse_device)
     precision: str = option('fp32', 'number format of the forward pass', choices=('fp32', 'bf16', 'fp16'))
     compile: bool = option(False, 'compile the training step (torch.compile)')
     threads: int | None = option(None, "CPU threads; null: torch's choice", low=1, high=1024)
+    track: str = option('none', 'where figures are sent as well', choices=('none', *TRACKERS))
     model: ModelConfig = section(ModelConfig)
     optim: OptimConfig = section(OptimConfig)
     eval: EvalConfig = section(EvalConfig)
@@ -108,8 +119,8 @@ class RunConfig:
 
 # What a run may go on with changed: its end, its measurement, its learning rates, and where and how fast it computes.
 _CHANGEABLE = re.compile(
-    r'resume|overwrite|eval_only|out|label|epochs|max_steps|device|compile|threads|eval\..*|save\..*'
-    r'|optim\.(lr|ssm_lr|warmup_lr|warmup_epochs|min_lr|schedule)|data\.(root|cache|download|workers|split_files)'
+    r'resume|overwrite|eval_only|out|label|epochs|max_steps|device|compile|threads|track|eval\..*|save\..*'
+    r'|optim\.(lr|ssm_lr|warmup_lr|warmup_epochs|min_lr|schedule|plateau_factor|plateau_patience)|data\.(root|cache|download|workers|split_files)'
 )
 
 _MOST_ALIASES = 100  # a few of them expand to gigabytes

@@ -20,34 +20,30 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import reduce, send_to_device, set_seed
+from accelerate.utils import send_to_device, set_seed
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
-from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from s4nd.optim import param_groups
+from s4nd.progress import bar
 from s4nd.tasks import Task
+from s4nd.tasks.sharing import zeros
 from s4nd.training.checkpoint import STATES
-from s4nd.training.config import ConfigError, RunConfig, save_config
+from s4nd.training.config import ConfigError, RunConfig, flat_options, save_config
+from s4nd.training.device import is_sharded, make_accelerator
 from s4nd.training.finite import NonFiniteError, first_bad_tensor
 from s4nd.training.folder import claimed, clear
+from s4nd.training.lines import epoch_line, header
+from s4nd.training.schedule import Schedule
 from s4nd.training.stopping import Stop
 from s4nd.training.stored import Stored
+from s4nd.training.tracking import begin_tracking
 
 __all__ = ['NonFiniteError', 'fit', 'make_accelerator']
 
-
-def make_accelerator(config: RunConfig) -> Accelerator:
-    """Device, precision and gradient accumulation as configured; also sets the number of CPU threads."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    precision = 'no' if config.precision == 'fp32' else config.precision
-    return Accelerator(
-        cpu=config.device == 'cpu', mixed_precision=precision, gradient_accumulation_steps=config.optim.accumulate
-    )
+_TRACKED = 50  # updates between figures within an epoch, where a tracker is told of them
 
 
 def fit(
@@ -71,13 +67,7 @@ def fit(
     with claimed(out_dir) if accelerator.is_main_process else nullcontext(), Stop() as stop:
         run = _Training(model, task, config, Path(out_dir), accelerator, stop)
         run.begin()
-        with tqdm(
-            total=run.total_updates,
-            initial=run.updates,
-            unit='step',
-            disable=not accelerator.is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-        ) as progress:
+        with bar(total=run.total_updates, initial=run.updates, unit=' updates') as progress:
             while (run.epoch < config.epochs and run.updates < run.total_updates) or run.done:
                 run.train_epoch(progress)
                 run.finish_epoch(progress)
@@ -102,7 +92,9 @@ class _Training(Stored):
         self.total_updates = config.epochs * self.updates_per_epoch
         if config.max_steps is not None:
             self.total_updates = min(self.total_updates, config.max_steps)
-        self.scheduler = self._make_scheduler(optimizer)
+        self.schedule = Schedule(
+            optimizer, optim, self.total_updates, self.updates_per_epoch, task.stages, task.monitor, task.maximize
+        )
         model.to(accelerator.device)
         self.ema = ModelEmaV3(model, decay=optim.ema, use_warmup=True) if optim.ema is not None else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -111,14 +103,10 @@ class _Training(Stored):
         # A look at the loss waits for an accelerator, so it is taken now and then there.
         self.interval = 1 if accelerator.device.type == 'cpu' else 10
         self.epoch, self.updates, self.done, self.seconds = 0, 0, 0, 0.0
-        self.total = self._zero()
+        self.total = zeros(1, accelerator.device)[0]
         self.saved_at, self.saved_updates = time.monotonic(), 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
-
-    def _zero(self) -> Tensor:
-        device = self.accelerator.device
-        return torch.zeros((), dtype=torch.float32 if device.type == 'mps' else torch.float64, device=device)
 
     def _updates_per_epoch(self) -> int:
         count = self.accelerator.num_processes * self.config.optim.accumulate
@@ -130,22 +118,6 @@ class _Training(Stored):
             )
         return batches // count
 
-    def _make_scheduler(self, optimizer: torch.optim.Optimizer) -> Scheduler | None:
-        optim = self.config.optim
-        self.warmup = warmup = min(round(optim.warmup_epochs * self.updates_per_epoch), self.total_updates - 1)
-        if optim.schedule == 'constant' and warmup == 0:
-            return None
-        constant = optim.schedule == 'constant'
-        return CosineLRScheduler(
-            optimizer,
-            # A cosine over a horizon that is never reached stands still.
-            t_initial=10**12 if constant else self.total_updates,
-            lr_min=min(optim.min_lr, optim.lr),
-            warmup_t=warmup,
-            warmup_lr_init=optim.warmup_lr,
-            t_in_epochs=False,
-        )
-
     def begin(self) -> None:
         """Take up the state of an interrupted run, or begin a new one; the configuration is stored then."""
         if self.config.resume:
@@ -155,21 +127,10 @@ class _Training(Stored):
                 clear(self.out)  # not before data, model and optimizer are known to be usable
             # The file describes the run; whether this start was a second one is not part of it.
             save_config(self.out / 'config.yaml', replace(self.config, resume=False, overwrite=False))
-            tqdm.write(self._header(), file=sys.stderr)
-
-    def _header(self) -> str:
-        """What is about to be computed, on what, and how much of it."""
-        config, accelerator = self.config, self.accelerator
-        size = sum(parameter.numel() for parameter in self.raw.parameters())
-        trained = ', '.join(f'{axis.trained} {axis.unit}' for axis in self.task.axes.values())
-        count = accelerator.num_processes
-        batch = f'{self.task.batch_size} × {count} processes × {config.optim.accumulate} batches'
-        return (
-            f'{config.model.name}: {size:,} parameters, {config.precision} on {accelerator.device}, '
-            f'{count} process{"es" if count > 1 else ""}\n'
-            f'{self.task.train_count or "unknown"} examples{f" at {trained}" if trained else ""}, {batch} per update; '
-            f'{self.total_updates} updates, {self.warmup} of them warm-up; results in {self.out}'
-        )
+            warmup = self.schedule.warmup
+            text = header(self.config, self.task, self.raw, self.accelerator, self.total_updates, warmup, self.out)
+            tqdm.write(text, file=sys.stderr)
+        begin_tracking(self.accelerator, self.config.label or self.out.name, flat_options(self.config))
 
     def train_epoch(self, progress: tqdm) -> None:
         """All updates of one epoch, or those that are left of it or of max_steps."""
@@ -183,15 +144,12 @@ class _Training(Stored):
             if (number + 1) % accumulate:
                 continue
             self.updates, self.done = self.updates + 1, self.done + 1
-            if self.scheduler is not None:
-                self.scheduler.step_update(self.updates)
+            self.schedule.update(self.updates, self.history)
             if self.ema is not None:
                 self.ema.update(self.raw, step=self.updates)
             progress.update()
             if self.updates % self.interval == 0:
-                mean = self.total.item() / (number + 1) * self.task.loss_scale
-                progress.set_postfix_str(f'loss {mean:.4f} {self.task.loss_unit}'.rstrip(), refresh=False)
-                self._look()
+                self._look(progress)
         self.seconds += time.monotonic() - start
 
     def _batches(self, first: int, count: int) -> Iterator[tuple[int, Any]]:
@@ -211,7 +169,7 @@ class _Training(Stored):
             with accelerator.autocast():
                 loss = self.task.loss(self.forward, batch)
             self.total += loss.detach()
-            if self.interval == 1 and not math.isfinite(loss.item()):
+            if self.interval == 1 and not math.isfinite(loss.item()) and not is_sharded(accelerator):
                 culprit = first_bad_tensor(self.raw, self.task, batch)
                 raise self.not_finite(f'the loss is {loss.item()} at {self.place(1)}', culprit)
             accelerator.backward(loss)
@@ -220,30 +178,35 @@ class _Training(Stored):
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-    def _look(self) -> None:
-        """After an update: whether the loss is finite, the run is told to end, or it is time to save."""
+    def _look(self, progress: tqdm) -> None:
+        """After an update: show the mean loss; whether it is finite, the run is told to end, or it is time to save."""
         save = self.config.save
         minutes = (time.monotonic() - self.saved_at) / 60
         due = save.minutes is not None and minutes >= save.minutes and self.accelerator.is_main_process
         due |= save.updates is not None and self.updates - self.saved_updates >= save.updates
-        stop, due, finite = self._agreed(self.stop.signal is not None, due, bool(self.total.isfinite()))
-        if not finite:
+        total, told, timed = self.summed(self.total.item(), self.stop.signal is not None, due)
+        if not math.isfinite(total):
             raise self.not_finite(f'a loss is not finite in the updates before {self.place()}')
-        if stop:
+        mean = self._mean(total)
+        progress.set_postfix_str(f'loss {mean:.4f} {self.task.loss_unit}'.rstrip(), refresh=False)
+        if self.updates % _TRACKED == 0:
+            self.accelerator.log({'running_loss': mean, 'lr': self._rate()}, step=self.updates)
+        if told:
             self._end()
-        if due:
+        if timed:
             self.save_state()
 
-    def _agreed(self, stop: bool, due: bool, finite: bool) -> tuple[bool, bool, bool]:
-        """The same decision in every process: what any of them was told, and whether all are well."""
-        if self.accelerator.num_processes == 1:
-            return stop, due, finite
-        votes = torch.tensor([stop, due, not finite], dtype=torch.float32, device=self.accelerator.device)
-        told, timed, bad = (bool(vote) for vote in reduce(votes, 'sum').tolist())
-        return told, timed, not bad
+    def _mean(self, total: float) -> float:
+        """The mean over batches and processes of a summed loss, in the unit of the task."""
+        batches = self.done * self.config.optim.accumulate * self.accelerator.num_processes
+        return total / batches * self.task.loss_scale
+
+    def _rate(self) -> float:
+        return max(group['lr'] for group in self.optimizer.param_groups)
 
     def _end(self) -> None:
         self.save_state()
+        self.accelerator.wait_for_everyone()  # a process that left early would have the others ended
         name = self.stop.signal.name if self.stop.signal else 'a signal to another process'
         raise self.stop.interrupted(
             f'interrupted by {name}: saved after update {self.updates} of {self.total_updates} in '
@@ -253,28 +216,23 @@ class _Training(Stored):
     def finish_epoch(self, progress: tqdm) -> None:
         """Evaluate when it is time to, then write the checkpoint."""
         self.check_finite()
-        batches = self.done * self.config.optim.accumulate
-        rates = [group['lr'] for group in self.optimizer.param_groups]
-        loss = reduce(self.total, 'mean').item() / batches * self.task.loss_scale
-        entry = {'epoch': self.epoch + 1, 'loss': loss, 'lr': max(rates)}
+        loss = self._mean(self.summed(self.total.item())[0])
+        entry = {'epoch': self.epoch + 1, 'loss': loss, 'lr': self._rate()}
         improved = False
         if self.updates >= self.total_updates or (self.epoch + 1) % self.config.eval.every == 0:
             entry |= self._evaluate()
             improved = self._note_best(entry)
-        self.epoch, self.done, self.total = self.epoch + 1, 0, self._zero()
+        self.epoch, self.done, self.total = self.epoch + 1, 0, torch.zeros_like(self.total)
         self.history.append(entry)
+        self.schedule.update(self.updates, self.history)
+        self.accelerator.log(entry, step=self.updates)
         if self.accelerator.is_main_process:
-            units = {key: self.task.unit(key) for key in entry}
-            shown = '  '.join(
-                f'{key} {value:.4g}' + (f' {units[key]}' if units[key] else '')
-                for key, value in entry.items() if key != 'epoch'
-            )  # fmt: skip
             progress.clear()
-            tqdm.write(f'epoch {self.epoch}/{self.config.epochs}  {shown}', file=sys.stderr)
+            tqdm.write(epoch_line(self.task, entry, self.config.epochs), file=sys.stderr)
         self.save_state()
         self.save_weights(improved)
         self.accelerator.wait_for_everyone()
-        if self._agreed(self.stop.signal is not None, False, True)[0] and self.updates < self.total_updates:
+        if self.summed(self.stop.signal is not None)[0] and self.updates < self.total_updates:
             self._end()
 
     def _evaluate(self) -> dict[str, float]:

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import reduce
-from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from s4nd.training.checkpoint import STATES, CheckpointError, load_newest_state,
 from s4nd.training.config import RunConfig, check_resumable, flat_options
 from s4nd.training.finite import NonFiniteError, bad_state
 from s4nd.training.hub import write_hub_config
+from s4nd.training.schedule import Schedule
 
 __all__ = ['Stored']
 
@@ -47,7 +48,7 @@ class Stored:
     raw: nn.Module
     ema: ModelEmaV3 | None
     optimizer: Any
-    scheduler: Scheduler | None
+    schedule: Schedule
     epoch: int
     updates: int
     done: int
@@ -62,6 +63,13 @@ class Stored:
     def weights(self) -> nn.Module:
         """The module to evaluate and to save: the averaged weights where there are any."""
         return self.raw if self.ema is None else self.ema.module
+
+    def summed(self, *values: float) -> list[float]:
+        """The sum of each value over the processes; all of them must call it."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=self.total.dtype, device=self.total.device)
+        return reduce(sums, 'sum').tolist()
 
     def place(self, ahead: int = 0) -> str:
         return f'update {self.updates + ahead} (epoch {self.epoch + 1})'
@@ -99,7 +107,7 @@ class Stored:
 
     def save_state(self) -> None:
         self.check_finite()
-        total = reduce(self.total, 'mean').item()
+        total = self.summed(self.total.item())[0] / self.accelerator.num_processes
         self.saved_at, self.saved_updates = time.monotonic(), self.updates
         if not self.accelerator.is_main_process:
             return
@@ -145,7 +153,6 @@ class Stored:
             raise CheckpointError(
                 f'{path} is of {state["processes"]} processes, expected as many, got {self.accelerator.num_processes}'
             )
-        rates = [(group['lr'], group.get('initial_lr')) for group in self.optimizer.param_groups]
         try:
             self.raw.load_state_dict(state['model'])
             if self.ema is not None:
@@ -160,9 +167,6 @@ class Stored:
         self.total += state['total']
         self.saved_updates = self.updates
         # The learning rates are the configuration's, which may have changed.
-        for group, (rate, initial) in zip(self.optimizer.param_groups, rates, strict=True):
-            group['lr'], group['initial_lr'] = rate, initial
-        if self.scheduler is not None:
-            self.scheduler.step_update(self.updates)
+        self.schedule.update(self.updates, self.history)
         if not self.done:  # the weights of this state may not have been written any more
             self.save_weights(self.best is not None and self.best['epoch'] == self.epoch)
