@@ -41,6 +41,7 @@ __all__ = [
     'read_metadata',
     'results_folder',
     'save_state',
+    'save_tensors',
     'save_weights',
     'stored_args',
 ]
@@ -64,12 +65,17 @@ class CheckpointError(ValueError):
 
 def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, str]) -> None:
     """Write the model's parameters and buffers; `metadata` must name the model under 'model'."""
+    save_tensors(path, model.state_dict(), metadata)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write the state dict of a model, as `save_weights`."""
     if 'model' not in metadata:
         raise CheckpointError(f"metadata must hold 'model', got {sorted(metadata)}")
     # Shared tensors are refused by safetensors, so each is written on its own.
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    separate = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     header = {'format': FORMAT, **metadata}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    write_atomically(path, lambda temporary: save_file(separate, temporary, metadata=header))
 
 
 def find_weights(path: str | Path) -> Path:

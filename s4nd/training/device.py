@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ProjectConfiguration, parse_flag_from_env
 
@@ -87,7 +87,9 @@ def _prepare_sharding(accelerator: Accelerator) -> None:
     """Have accelerate shard the model on CPUs too, which it does by itself on other devices only."""
     state = AcceleratorState()
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
-        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        # accelerate keeps the type in two places and copies the second over the first.
+        state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     if state.fsdp_plugin is None or state.fsdp_plugin.fsdp_version != 2:
         raise ConfigError('FSDP: expected accelerate launch --use_fsdp --fsdp_version 2, and two processes or more')
     # Every process builds the whole model once, from the same seed, and keeps its part.

@@ -21,9 +21,13 @@ class NonFiniteError(RuntimeError):
 
 
 def bad_state(model: nn.Module) -> str | None:
-    """The first parameter that is not finite, or buffer with a NaN (an infinity may stand there on purpose)."""
+    """The first parameter that is not finite, or buffer with a NaN (an infinity may stand there on purpose).
+
+    Of a sharded model only the part that this process holds is looked at.
+    """
     buffers = dict(model.named_buffers())
-    return bad_tensor(dict(model.named_parameters()) | buffers, set(buffers))
+    parts = {name: getattr(value, '_local_tensor', value) for name, value in model.named_parameters()}
+    return bad_tensor(parts | buffers, set(buffers))
 
 
 def first_bad_tensor(model: nn.Module, task: Task, batch: Any) -> str:

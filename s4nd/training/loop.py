@@ -88,6 +88,8 @@ class _Training(Stored):
             optimizer = create_optimizer_v2(groups, optim.name, lr=optim.lr, weight_decay=optim.weight_decay)
         except (AssertionError, ImportError, KeyError) as error:
             raise ConfigError(f"optim.name: timm cannot make '{optim.name}' ({error or 'unknown'})") from error
+        if is_sharded(accelerator) and optim.ema is not None:
+            raise ConfigError(f'optim.ema={optim.ema}: a sharded model (FSDP) has no averaged weights, expected null')
         self.updates_per_epoch = self._updates_per_epoch()
         self.total_updates = config.epochs * self.updates_per_epoch
         if config.max_steps is not None:

@@ -15,11 +15,18 @@ from accelerate import Accelerator
 from accelerate.utils import reduce
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from s4nd.files import write_atomically
 from s4nd.tasks import Task
-from s4nd.training.checkpoint import STATES, CheckpointError, load_newest_state, save_state, save_weights
+from s4nd.training.checkpoint import STATES, CheckpointError, load_newest_state, save_state, save_tensors
 from s4nd.training.config import RunConfig, check_resumable, flat_options
+from s4nd.training.device import is_sharded
 from s4nd.training.finite import NonFiniteError, bad_state
 from s4nd.training.hub import write_hub_config
 from s4nd.training.schedule import Schedule
@@ -28,12 +35,14 @@ __all__ = ['Stored']
 
 logger = logging.getLogger(__name__)
 
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in a file, and in every process before it is split
+
 
 class Stored:
     """A run, as far as saving and restoring ask.
 
     Attributes:
-        raw: the model, unwrapped.
+        model, raw: the model as accelerate wraps it, and unwrapped.
         epoch: complete epochs, evaluated and saved.
         updates: updates of the weights.
         done: updates of the present epoch.
@@ -45,6 +54,7 @@ class Stored:
     config: RunConfig
     out: Path
     accelerator: Accelerator
+    model: nn.Module
     raw: nn.Module
     ema: ModelEmaV3 | None
     optimizer: Any
@@ -83,12 +93,24 @@ class Stored:
         return NonFiniteError(f'{found}{named}. A smaller optim.lr or optim.clip_grad=1.0 may help; {left}')
 
     def check_finite(self) -> None:
-        for kind, module in (('', self.raw), ('the average of ', None if self.ema is None else self.ema.module)):
-            bad = None if module is None else bad_state(module)
-            if bad is not None:
-                raise self.not_finite(f'after {self.place()} {kind}{bad} is not finite')
+        averaged = None if self.ema is None else self.ema.module
+        found = [bad_state(self.raw), None if averaged is None else bad_state(averaged)]
+        # Of a sharded model each process sees a part.
+        if not any(self.summed(*(bad is not None for bad in found))):
+            return
+        named = [f'{kind}{bad}' for kind, bad in zip(('', 'the average of '), found, strict=True) if bad is not None]
+        raise self.not_finite(f'after {self.place()} {(named or ["a tensor of another process"])[0]} is not finite')
+
+    def weights_state(self) -> dict[str, Tensor]:
+        """The whole weights to evaluate and to save; of a sharded model all processes must ask for them."""
+        return self.accelerator.get_state_dict(self.model) if self._sharded else self.weights.state_dict()
+
+    @property
+    def _sharded(self) -> bool:
+        return is_sharded(self.accelerator)
 
     def save_weights(self, improved: bool) -> None:
+        tensors = self.weights_state()
         if not self.accelerator.is_main_process:
             return
         names = {'task': self.config.task, 'model': self.config.model.name}
@@ -97,7 +119,7 @@ class Stored:
             labels = json.loads(metadata.get('classes', '[]'))
             write_hub_config(self.out / 'config.json', self.raw, labels, self.task.data_config)
         for name in ('best', 'last') if improved else ('last',):
-            save_weights(self.out / f'{name}.safetensors', self.weights, metadata)
+            save_tensors(self.out / f'{name}.safetensors', tensors, metadata)
         rows = io.StringIO()
         columns = list(dict.fromkeys(key for entry in self.history for key in entry))
         table = csv.DictWriter(rows, columns, lineterminator='\n')
@@ -109,19 +131,34 @@ class Stored:
         self.check_finite()
         total = self.summed(self.total.item())[0] / self.accelerator.num_processes
         self.saved_at, self.saved_updates = time.monotonic(), self.updates
+        model, optimizer = self.raw.state_dict(), self.optimizer.state_dict()
+        if self._sharded:
+            model = self.accelerator.get_state_dict(self.model)
+            optimizer = get_optimizer_state_dict(self.raw, self.optimizer.optimizer, options=_WHOLE)
         if not self.accelerator.is_main_process:
             return
         state = {
             'config': flat_options(self.config),
             'processes': self.accelerator.num_processes,
-            'model': self.raw.state_dict(),
+            'model': model,
             'ema': None if self.ema is None else self.ema.module.state_dict(),
-            'optimizer': self.optimizer.state_dict(),
+            'optimizer': optimizer,
             'scaler': None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             'total': total,
             **self._counters(),
         }
         save_state(self.out / STATES[0], state)
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """Fill model, average and optimizer."""
+        if self._sharded:
+            set_model_state_dict(self.raw, state['model'], options=_WHOLE)
+            set_optimizer_state_dict(self.raw, self.optimizer.optimizer, state['optimizer'], options=_WHOLE)
+            return
+        self.raw.load_state_dict(state['model'])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state['ema'])
+        self.optimizer.load_state_dict(state['optimizer'])
 
     def _counters(self) -> dict[str, Any]:
         names = ('epoch', 'updates', 'done', 'seconds', 'history', 'best')
@@ -154,10 +191,7 @@ class Stored:
                 f'{path} is of {state["processes"]} processes, expected as many, got {self.accelerator.num_processes}'
             )
         try:
-            self.raw.load_state_dict(state['model'])
-            if self.ema is not None:
-                self.ema.module.load_state_dict(state['ema'])
-            self.optimizer.load_state_dict(state['optimizer'])
+            self._take(state)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f'{path} does not fit {name}: {str(error).splitlines()[-1].strip()}') from error
         if state['scaler'] is not None and self.accelerator.scaler is not None:
