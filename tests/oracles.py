@@ -70,6 +70,19 @@ def direct_conv(x: Tensor, kernel: Tensor, centers: list[int]) -> Tensor:
     return y
 
 
+def circular_conv(x: Tensor, kernel: Tensor, centers: list[int], circular: list[bool]) -> Tensor:
+    """What `direct_conv` computes, where the ends of some axes meet: x[t - lag] is taken modulo their size."""
+    size = x.shape[2:]
+    y = torch.zeros_like(x)
+    for to in itertools.product(*map(range, size)):
+        for index in itertools.product(*map(range, kernel.shape[1:])):
+            of = [t - i + c for t, i, c in zip(to, index, centers, strict=True)]
+            of = [o % n if wraps else o for o, n, wraps in zip(of, size, circular, strict=True)]
+            if all(0 <= o < n for o, n in zip(of, size, strict=True)):
+                y[(slice(None), slice(None), *to)] += kernel[(slice(None), *index)] * x[(slice(None), slice(None), *of)]
+    return y
+
+
 def mixed_conv(x: Tensor, taps: list[Tensor], centers: list[int]) -> Tensor:
     """y[o] = Σ_h K[o, h] * x[h]: taps (R, O·H, K), x (B, H, L1…) -> (B, O, L1…)."""
     features = x.shape[1]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from s4nd.kernels import make_kernel
 from s4nd.layers.base import GridLayer, check_signal
-from s4nd.ops import joint_matrix, lag_taps, observed, separable_conv, toeplitz, use_fused, use_toeplitz
+from s4nd.ops import joint_matrix, lag_taps, observed, separable_conv, toeplitz, use_fused, use_toeplitz, wrap_taps
 from s4nd.resolution import axis_steps, warn_if_aliased
 
 CELLS = ('training', 'input', 'published')
@@ -24,17 +24,18 @@ _JOINT_UP_TO = 64
 class S4ND(GridLayer):
     """A linear N-D layer whose kernel is an outer product of one continuous kernel per axis, plus a skip D.
 
-    y[c, h, t] = Σ_s K[c, h, t - s] x[h, s] + D[c, h] x[h, t], with K = (1/R) Σ_r Π_τ k_τ^r (equation 4); zero padding,
-    same size out. An input of another size than `grid` is the same scene sampled differently: each axis kernel is
-    evaluated at step = grid / size. One NaN in the input makes its whole line of outputs NaN.
+    y[c, h, t] = Σ_s K[c, h, t - s] x[h, s] + D[c, h] x[h, t], with K = (1/R) Σ_r Π_τ k_τ^r (equation 4); same size out.
+    An input of another size than `grid` is the same scene sampled differently: each axis kernel is evaluated at
+    step = grid / size. One NaN in the input makes its whole line of outputs NaN.
 
     Args:
         d_model: H, number of input features.
         grid: size of each of 1 to 3 axes at training, the unit of all lengths below.
-        kernel, init, dt_min, dt_max, bandlimit, bidirectional, l_max, kernel_args: one value, or a tuple with one for
-            each axis. kernel is a key of s4nd.kernels.KERNELS. init None is the kernel's own. bandlimit α masks modes
-            at or above α/2 cycles per sample of the grid. bidirectional False is causal. l_max: longest lag + 1; None:
-            all. kernel_args: further keywords of the kernel's class, such as {'n_ssm': 2}.
+        kernel, init, dt_min, dt_max, bandlimit, bidirectional, l_max, padding_mode, kernel_args: one value, or a tuple
+            with one for each axis. kernel is a key of s4nd.kernels.KERNELS. init None is the kernel's own. bandlimit α
+            masks modes at or above α/2 cycles per sample of the grid. bidirectional False is causal. l_max: longest
+            lag + 1; None: all. padding_mode 'circular' joins the ends of an axis (angles, periodic boundaries).
+            kernel_args: further keywords of the kernel's class, such as {'n_ssm': 2}.
         d_state: N of every axis kernel.
         tensor_rank: R, outer products that are averaged.
         channels: c, kernels per feature; features out are c·H, channel-major.
@@ -55,6 +56,7 @@ class S4ND(GridLayer):
 
     bidirectional: list[bool]
     _l_max: list[float]
+    _circular: list[bool]
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class S4ND(GridLayer):
         tensor_rank: int = 1,
         channels: int = 1,
         cell: str = 'training',
+        padding_mode: str | Sequence[str] = 'zeros',
         skip: bool = True,
         kernel_args: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         device: torch.device | str | None = None,
@@ -83,6 +86,7 @@ class S4ND(GridLayer):
         self.d_model, self.spatial_dims, self.tensor_rank, self.channels = d_model, axes, tensor_rank, channels
         self.cell, self.method, self.exact = cell, 'auto', False
         self.bidirectional = per_axis(bidirectional, axes, 'bidirectional')
+        self._circular = _are_circular(per_axis(padding_mode, axes, 'padding_mode'))
         self._l_max = [math.inf if v is None else float(v) for v in per_axis(l_max, axes, 'l_max')]
         if not min(self._l_max) >= 1:
             raise ValueError(f'l_max must be at least 1, got {l_max}')
@@ -178,6 +182,8 @@ class S4ND(GridLayer):
             else:
                 taps = kernel(count, step, width == 1.0)
             taps, center = self._lag_taps(taps, axis, width)
+            if self._circular[axis]:
+                taps, center = wrap_taps(taps, center, lags[axis])
             operators.append(taps)
             centers.append(center)
         return operators, centers
@@ -234,6 +240,13 @@ def _check(tensor_rank: int, channels: int, cell: str) -> None:
             raise ValueError(f'{name} must be at least 1, got {value}')
     if cell not in CELLS:
         raise ValueError(f'unknown cell {cell!r}: expected one of {", ".join(CELLS)}')
+
+
+def _are_circular(modes: list[str]) -> list[bool]:
+    for mode in modes:
+        if mode not in ('zeros', 'circular'):
+            raise ValueError(f"unknown padding_mode {mode!r}: expected 'zeros' or 'circular'")
+    return [mode == 'circular' for mode in modes]
 
 
 def per_axis(value: Any, axes: int, name: str) -> list[Any]:

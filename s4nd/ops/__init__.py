@@ -5,7 +5,16 @@ from s4nd.ops.dispatch import at_least_float32, exact_bmm, observed, values_are_
 from s4nd.ops.exponentials import exponential_sum
 from s4nd.ops.fullconv import full_conv
 from s4nd.ops.krylov import krylov
-from s4nd.ops.longconv import METHODS, lag_taps, separable_conv, toeplitz, toeplitz_replicate, use_fused, use_toeplitz
+from s4nd.ops.longconv import (
+    METHODS,
+    lag_taps,
+    separable_conv,
+    toeplitz,
+    toeplitz_replicate,
+    use_fused,
+    use_toeplitz,
+    wrap_taps,
+)  # fmt: skip
 from s4nd.ops.products import joint_matrix
 from s4nd.ops.recurrence import run_recurrence
 from s4nd.ops.scan import diagonal_scan, varying_scan
@@ -35,4 +44,5 @@ __all__ = [
     'values_are_known',
     'varying_scan',
     'wide',
+    'wrap_taps',
 ]

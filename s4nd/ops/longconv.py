@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from s4nd.ops import fused
 from s4nd.ops.dispatch import autocasted, by_hand, half_products, in_format_of, takes_operators
@@ -43,6 +44,17 @@ def lag_taps(forward: Tensor, backward: Tensor, centered: bool, window: float = 
         part = min(1.0, window - j)
         taps = taps + part * (both[..., reach - 1 - j :][..., :span:2] + both[..., reach + j :][..., :span:2])
     return taps / window if window > 1.0 else taps, (span - 1) // 4
+
+
+def wrap_taps(taps: Tensor, center: int, length: int) -> tuple[Tensor, int]:
+    """Lag taps (…, K) of a line -> those of a circle of `length` samples, (…, 2·length - 1), and the index of lag 0.
+
+    Lags that differ by whole turns meet the same sample, so their taps add up.
+    """
+    before = (length - center % length) % length  # lags to put before, so that the first is a multiple of the length
+    after = (length - (before + taps.shape[-1]) % length) % length
+    turn = F.pad(taps, (before, after)).unflatten(-1, [-1, length]).sum(-2)
+    return torch.cat([turn[..., 1:], turn], -1), length - 1
 
 
 def separable_conv(

@@ -18,6 +18,10 @@ LAYERS: dict[str, tuple[Callable[[torch.dtype], nn.Module], tuple[int, ...]]] = 
     's4nd-1': (lambda d: S4ND(4, (7,), d_state=4, dtype=d), (2, 4, 7)),
     's4nd-2': (lambda d: S4ND(4, (5, 6), d_state=4, tensor_rank=2, dtype=d), (2, 4, 5, 6)),
     's4nd-3': (lambda d: S4ND(4, (2, 3, 4), d_state=4, bidirectional=(False, True, True), dtype=d), (2, 4, 2, 3, 4)),
+    's4nd-circular': (
+        lambda d: S4ND(4, (5, 6), d_state=4, padding_mode=('circular', 'zeros'), bidirectional=(True, False), dtype=d),
+        (2, 4, 5, 6),
+    ),
     's4nd-s4': (lambda d: S4ND(4, (5, 6), 's4', d_state=4, dtype=d), (2, 4, 5, 6)),
     's4nd-fft': (lambda d: fft(S4ND(4, (5, 6), d_state=4, channels=2, dtype=d)), (2, 4, 5, 6)),
     's4': (lambda d: S4(4, d_state=4, dtype=d), (2, 4, 9)),

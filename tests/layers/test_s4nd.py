@@ -400,3 +400,44 @@ def test_bad_input(call: object, says: str) -> None:
 def test_unknown_keyword() -> None:
     with pytest.raises(TypeError, match='dropuot'):
         S4ND(4, (8,), dropuot=0.1)
+
+
+@pytest.mark.parametrize('method', ['toeplitz', 'fft'])
+@pytest.mark.parametrize('cell', ['training', 'input', 'published'])
+@pytest.mark.parametrize(
+    ('grid', 'size', 'modes', 'sides', 'l_max'),
+    [
+        ((6,), (6,), ('circular',), (True,), None),
+        ((6,), (9,), ('circular',), (False,), 4),
+        ((4, 5), (5, 3), ('circular', 'zeros'), (False, True), None),
+        ((2, 3, 1), (3, 3, 1), ('zeros', 'circular', 'circular'), (True, True, False), None),
+    ],
+)
+def test_circular_axes_equal_direct_sums(
+    method: str, cell: str, grid: tuple, size: tuple, modes: tuple, sides: tuple, l_max: int | None
+) -> None:
+    torch.manual_seed(0)
+    args = dict(d_state=4, cell=cell, bidirectional=sides, l_max=l_max, tensor_rank=2, dtype=DOUBLE)
+    layer, plain = S4ND(2, grid, padding_mode=modes, **args), S4ND(2, grid, **args)
+    plain.load_state_dict(layer.state_dict())
+    layer.method = method
+    x = torch.randn(2, 2, *size, dtype=DOUBLE, requires_grad=True)
+    taps, centers = plain.all_taps(list(size), [g / n for g, n in zip(grid, size, strict=True)])
+    expected = oracles.circular_conv(x, oracles.full_kernel(taps), centers, [mode == 'circular' for mode in modes])
+    expected = expected + layer.D.reshape(1, 2, *[1] * len(size)) * x
+    y = layer(x)
+    torch.testing.assert_close(y, expected, atol=1e-10, rtol=1e-10)
+    g = torch.randn_like(y)
+    torch.testing.assert_close(
+        torch.autograd.grad(y, x, g)[0], torch.autograd.grad(expected, x, g)[0], atol=1e-10, rtol=1e-10
+    )
+
+
+def test_a_circular_layer_commutes_with_rotation() -> None:
+    torch.manual_seed(0)
+    layer = S4ND(3, (8, 8), d_state=8, padding_mode='circular', dtype=DOUBLE)
+    x = torch.randn(1, 3, 8, 12, dtype=DOUBLE)
+    rotated = layer(x.roll((3, -5), (2, 3)))
+    torch.testing.assert_close(rotated, layer(x).roll((3, -5), (2, 3)), atol=1e-10, rtol=1e-10)
+    with pytest.raises(ValueError, match='reflect'):
+        S4ND(3, (8, 8), padding_mode='reflect')
