@@ -1,7 +1,8 @@
 """Gaps in real sound, filled in: SSSD-S4, a convolutional DiffWave of equal size, and linear interpolation.
 
     python benchmarks/imputation.py piano=FOLDER digits=FOLDER [seeds=0,1 models=sssd-s4,diffwave updates=700 …]
-        [lr=0.005 ssm_lr=0.001 dt_min=0.001 dt_max=0.1 predicts=signal samples=5 steps=6 clips=100 out=out/imputation]
+        [lr=0.005 ssm_lr=0.001 dt_min=0.001 dt_max=0.1 predicts=signal freeze=true samples=5 steps=6 clips=100
+         out=out/imputation]
     python benchmarks/imputation.py small=true out=out/ci-imputation      # embedded melodies, a few updates: it runs
 
 Clips of 256 samples at 4 kHz, scaled to unit variance, near-silent ones left out. One training a model and seed, on all
@@ -56,6 +57,7 @@ DEFAULTS = {
     'dt_min': '0.001',
     'dt_max': '0.1',
     'predicts': 'signal',
+    'freeze': 'true',
     'clips': '100',
     'samples': '5',
     'steps': '6',
@@ -115,7 +117,8 @@ def make_model(name: str, chosen: dict[str, str]) -> tuple[Imputer, dict[str, An
     args: dict[str, Any] = {**SIZE, 'mixer_args': mixer, 'diffusion': diffusion}
     model = SSSDS4(1, **args)
     if name == 'sssd-s4':
-        return model, args
+        args['freeze'] = chosen['freeze'] == 'true'
+        return SSSDS4(1, **args), args
     args = {'n_layers': round(math.log2(LENGTH)), 'condition': SIZE['condition'], 'diffusion': diffusion}
     args['d_model'] = matched_width(parameters_of(model), 1, **args)
     return DiffWave(1, **args), args

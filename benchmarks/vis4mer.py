@@ -5,14 +5,14 @@
 A token is a feature of width 1024 (a frame's, or a patch's); all heads are fp32, without dropout, and have the
 parameters of the published head (width 1024, 3 levels) within a few percent:
 
-- `vis4mer s4`, `vis4mer s4d`: the head as published, and with the diagonal kernel.
+- `vis4mer nplr`: the head as published; `vis4mer s4`, `vis4mer s4d`: with the stable and the diagonal kernel.
 - `attention`: the same pyramid, pooling and classifier; where S4 is, timm's attention (heads of 64, d/4 features).
 - `transformer`: timm's ViT blocks, three of equal width without a pyramid, then the mean and a classifier.
 
 Each of the latter two with torch's scaled_dot_product_attention (`fused`) and with the attention matrix in memory
 (`plain`), as transformers of the paper's time had it. Seconds of a training step (forward, cross-entropy, backward,
 AdamW) are medians of interleaved runs; `peak GB` is what a step adds, weights and optimizer included, in a process of
-its own. Ratios are over `vis4mer s4`: above 1, S4 is faster or smaller.
+its own. Ratios are over the first: above 1, the published head is faster or smaller.
 """
 
 import math
@@ -33,7 +33,7 @@ FEATURES, CLASSES = 1024, 10
 # As many parameters as the published head, in whole heads of 48.
 WIDTH, HEADS = 288, 6
 MODELS = (
-    'vis4mer s4', 'vis4mer s4d', 'attention fused', 'attention plain', 'transformer fused', 'transformer plain',
+    'vis4mer nplr', 'vis4mer s4', 'vis4mer s4d', 'attention fused', 'attention plain', 'transformer fused', 'transformer plain',
 )  # fmt: skip
 
 
