@@ -33,7 +33,8 @@ FEATURES, CLASSES = 1024, 10
 # As many parameters as the published head, in whole heads of 48.
 WIDTH, HEADS = 288, 6
 MODELS = (
-    'vis4mer nplr', 'vis4mer s4', 'vis4mer s4d', 'attention fused', 'attention plain', 'transformer fused', 'transformer plain',
+    'vis4mer nplr', 'vis4mer s4', 'vis4mer s4d',
+    'attention fused', 'attention plain', 'transformer fused', 'transformer plain',
 )  # fmt: skip
 
 

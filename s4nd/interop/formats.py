@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -28,8 +29,11 @@ GROUP = 's4nd.published'
 _OWN = {
     'ccnn': 's4nd.interop.ccnn:FORMAT',
     'mega': 's4nd.interop.layer_formats:MEGA',
+    'mega_classifier': 's4nd.interop.mega_model:CLASSIFIER',
+    'mega_lm': 's4nd.interop.mega_model:LM',
     's4_classifier': 's4nd.interop.layer_formats:S4_CLASSIFIER',
     's5': 's4nd.interop.layer_formats:S5',
+    's5_classifier': 's4nd.interop.s5_model:FORMAT',
     'sssd': 's4nd.interop.sssd:FORMAT',
     'vis4mer': 's4nd.interop.vis4mer:FORMAT',
 }
@@ -86,8 +90,8 @@ def load_published(source: str | Path | Mapping[str, Any], *, format: str | None
     `model.published` says what was taken (print it).
 
     Args:
-        source: a state dict (tensors or NumPy arrays by name), or a file: .npz, .safetensors, or one of torch.save,
-            which may keep its state dict under 'state_dict', 'model_state_dict' or 'model'.
+        source: a state dict (tensors or arrays by name, perhaps nested, as of flax), or a file: .npz, .safetensors, or
+            one of torch.save, which may keep its state dict under 'state_dict', 'model_state_dict' or 'model'.
         format: one of `format_names()`; None: found by the names of the tensors.
         options: what weights do not tell, such as dt_transform='softplus'; each is described in the loader's docstring
             (`s4nd.interop.<format>`).
@@ -142,12 +146,14 @@ def _find(weights: Mapping[str, Any]) -> str:
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
-    """A flat dict of tensors or arrays; a common prefix 'module.' of parallel training is dropped."""
+    """A flat dict of tensors or arrays, nested names joined by '/'; a common prefix 'module.' of parallel training is
+    dropped."""
     weights = source if isinstance(source, Mapping) else _read_file(Path(source))
     for wrapper in _WRAPPERS:
         if isinstance(weights.get(wrapper), Mapping):
             weights = weights[wrapper]
             break
+    weights = _flat(weights)
     strange = [name for name, value in weights.items() if not isinstance(value, torch.Tensor | np.ndarray)]
     if strange or not weights:
         got = f'{strange[0]!r} is a {type(weights[strange[0]]).__name__}' if strange else 'it is empty'
@@ -155,6 +161,19 @@ def _read(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     if all(name.startswith('module.') for name in weights):
         return {name.removeprefix('module.'): value for name, value in weights.items()}
     return weights
+
+
+def _flat(weights: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Nested dicts as one, and what NumPy can read, such as arrays of jax, as its arrays."""
+    flat: dict[str, Any] = {}
+    for name, value in weights.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f'{prefix}{name}/')
+        elif isinstance(value, torch.Tensor) or not hasattr(value, '__array__'):
+            flat[f'{prefix}{name}'] = value
+        else:
+            flat[f'{prefix}{name}'] = np.asarray(value)
+    return flat
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
@@ -166,7 +185,9 @@ def _read_file(path: Path) -> Mapping[str, Any]:
                 return dict(file)
         if path.suffix == '.safetensors':
             return load_file(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
+        # (fairseq stores its options beside the weights, as a Namespace of plain values.)
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # readers raise errors of a dozen types
         raise ValueError(
             f'{path} cannot be read as .npz, .safetensors or a torch file of tensors ({type(error).__name__}): of one '

@@ -62,7 +62,7 @@ def load_mega(
     names.drop('rel_pos_bias._float_tensor')
     d_value, d_model = names.take('v_proj.weight').shape
     scale = names.take('gamma')
-    norm, norm_state = _norm(names)
+    norm, norm_state = take_sequence_norm(names)
     bias, table = _bias(names)
     layer = Mega(
         d_model,
@@ -91,7 +91,7 @@ def load_feed_forward(
     """Build the NormalizedFeedForwardNetwork whose names begin with `prefix`. Raises as `load_mega`."""
     names = Names(weights, prefix)
     hidden, d_model = names.take('fc1.weight').shape
-    norm, state = _norm(names)
+    norm, state = take_sequence_norm(names)
     block = NormalizedFeedForward(d_model, hidden, norm=norm, prenorm=prenorm, **place)
     for i in (1, 2):
         state |= names.take_all(f'fc{i}.', f'linear{i}.')
@@ -119,8 +119,8 @@ def _average(names: Names, prefix: str = '') -> dict[str, Tensor]:
     return state | {'kernel.gamma': names.take(f'{prefix}gamma')[None], 'omega': names.take(f'{prefix}omega')}
 
 
-def _norm(names: Names) -> tuple[str, dict[str, Tensor]]:
-    """The name of the norm, and its tensors."""
+def take_sequence_norm(names: Names) -> tuple[str, dict[str, Tensor]]:
+    """The name of the norm (SequenceNorm) under 'norm.norm.', and its tensors under 'norm.'."""
     state = names.take_all('norm.norm.', 'norm.')
     for name, mark in (('scale', 'norm.scalar'), ('batch', 'norm.running_mean'), ('layer', 'norm.bias')):
         if mark in state:

@@ -159,6 +159,7 @@ class S5Gate(nn.Module):
     """S5 and the gate of its released models (arXiv 2208.04933): (B, H, L) -> (B, H, L).
 
     With y = S5(x) and g = GELU(y): 'gelu' g; 'half_glu1' g ∘ σ(W g); 'half_glu2' y ∘ σ(W g); 'full_glu' V g ∘ σ(W g).
+    As in jax, GELU is its approximation by tanh, which differs from the exact one by at most 5e-4.
     The released block is `Residual(S5Gate(S5(…)), d_model, norm='batch')`.
 
     Args:
@@ -197,9 +198,10 @@ class S5Gate(nn.Module):
         dt: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, State]:
         """Map x (B, H, L); with a state, go on from it and return the output and the state after x. As S5."""
+        options = {} if dt is None else {'dt': dt}
         if state is None:
-            return self._output(self.s5(x, step=step, dt=dt))
-        y, state = self.s5(x, state, step, dt=dt)
+            return self._output(self.s5(x, step=step, **options))
+        y, state = self.s5(x, state, step, **options)
         return self._output(y), state
 
     def init_state(self, batch: int) -> State:
@@ -216,7 +218,7 @@ class S5Gate(nn.Module):
         return self._output(y[..., None])[..., 0], state
 
     def _output(self, y: Tensor) -> Tensor:
-        g = self.drop(F.gelu(y))
+        g = self.drop(F.gelu(y, approximate='tanh'))
         if self.linear is None:
             return g
         factor = y if self.gate == 'half_glu2' else g
