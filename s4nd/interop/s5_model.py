@@ -50,7 +50,7 @@ def load_s5_classifier(
     weights = {_path(name): value for name, value in weights.items()}
     names = Names(weights)
     state = _dense(names, 'encoder.encoder.', 'encoder.') | _dense(names, 'decoder.', 'decoder.')
-    options = {'conj_sym': conj_sym, 'discretization': discretization, 'clip_eigs': clip_eigs}
+    options: dict[str, Any] = {'conj_sym': conj_sym, 'discretization': discretization, 'clip_eigs': clip_eigs}
     layers: list[nn.Module] = []
     while names.has(f'encoder.layers_{len(layers)}.'):
         theirs = f'encoder.layers_{len(layers)}.'
