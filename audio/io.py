@@ -136,20 +136,20 @@ def _resample_coprime(wave: Tensor, source: int, target: int) -> Tensor:
     return torch.cat(parts, -1) if parts else wave[..., :0]
 
 
-def write_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> Path:
+def write_audio(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: int) -> Path:
     """Write (T,) or (channels, T); the suffix names the format. Samples beyond [-1, 1] are clipped.
 
-    Raises ValueError for an unknown suffix, a rate that the format does not have, or a tensor that is not 1-D or 2-D,
-    and OSError where it cannot be written.
+    Raises ValueError for an unknown suffix, a rate that the format does not have, whole numbers, or a waveform that is
+    not 1-D or 2-D, and OSError where it cannot be written.
     """
     import soundfile
 
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f'{path}: cannot write {path.suffix!r}, expected one of {", ".join(SUFFIXES)}')
-    if waveform.dim() not in (1, 2):
-        raise ValueError(f'a waveform is (T,) or (channels, T), got {tuple(waveform.shape)}')
-    data = waveform.detach().to('cpu', torch.float32).clamp(-1, 1).numpy()
+    data = _floats(waveform).clamp(-1, 1).numpy()
+    if data.ndim not in (1, 2):
+        raise ValueError(f'a waveform is (T,) or (channels, T), got {data.shape}')
     samples = data.T if data.ndim == 2 else data
     try:
         write_atomically(path, lambda temporary: soundfile.write(temporary, samples, sample_rate))
@@ -168,7 +168,19 @@ def check_writable(path: str | Path, sample_rate: int) -> None:
     probe.unlink()
 
 
-def write_spectrogram(path: str | Path, waveform: Tensor, sample_rate: int, *, title: str = '') -> Path:
+def _floats(waveform: Tensor | np.ndarray) -> Tensor:
+    """A waveform as float32 on the CPU."""
+    if isinstance(waveform, np.ndarray):  # (copied, since torch takes no negative strides)
+        waveform = torch.from_numpy(np.array(waveform))
+    if not waveform.is_floating_point():
+        raise ValueError(
+            f'expected a waveform of floating-point numbers within [-1, 1], got {waveform.dtype}: divide whole numbers '
+            'by their range, such as 32768'
+        )
+    return waveform.detach().to('cpu', torch.float32)
+
+
+def write_spectrogram(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: int, *, title: str = '') -> Path:
     """Write the picture of `spectrogram_png`; returns its path."""
     path, picture = Path(path), spectrogram_png(waveform, sample_rate, title=title)
     write_atomically(path, lambda temporary: temporary.write_bytes(picture))
@@ -176,14 +188,19 @@ def write_spectrogram(path: str | Path, waveform: Tensor, sample_rate: int, *, t
 
 
 def spectrogram_png(
-    waveform: Tensor, sample_rate: int, *, title: str = '', size: tuple[float, float] = (9, 5), dpi: int = 120
+    waveform: Tensor | np.ndarray,
+    sample_rate: int,
+    *,
+    title: str = '',
+    size: tuple[float, float] = (9, 5),
+    dpi: int = 120,
 ) -> bytes:
     """PNG of a mono clip (T,): the waveform over its spectrogram in dB against the loudest bin; `size` in inches."""
     # The object interface draws without a display and leaves pyplot's global state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    wave = waveform.detach().to('cpu', torch.float32)
+    wave = _floats(waveform)
     n_fft = max(16, min(1024, 2 ** int(np.log2(max(wave.numel() // 16, 16)))))
     spectrum = torch.stft(
         wave, n_fft, n_fft // 4, window=torch.hann_window(n_fft), pad_mode='constant', return_complex=True
@@ -208,12 +225,12 @@ def spectrogram_png(
     return picture.getvalue()
 
 
-def wav_bytes(waveform: Tensor, sample_rate: int) -> bytes:
+def wav_bytes(waveform: Tensor | np.ndarray, sample_rate: int) -> bytes:
     """A mono clip (T,) as a 16-bit WAV file in memory. Samples beyond [-1, 1] are clipped."""
     import soundfile
 
     file = BytesIO()
-    data = waveform.detach().to('cpu', torch.float32).clamp(-1, 1).numpy()
+    data = _floats(waveform).clamp(-1, 1).numpy()
     soundfile.write(file, data, sample_rate, format='WAV', subtype='PCM_16')
     return file.getvalue()
 

@@ -224,7 +224,7 @@ class DiffusionTask(GenerativeTask):
 class ClassificationTask(AudioTask):
     """Tell the classes of clips apart; measured by accuracy (%) and cross-entropy, at several sample rates.
 
-    The model is one of this package, or one of timm's that takes sequences (B, 1, L), such as ccnn_mini.
+    The model is one of this package, or one of timm's that takes sequences (B, 1, L), such as s4nd_ccnn_mini.
     """
 
     maximize = True

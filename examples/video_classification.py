@@ -32,7 +32,7 @@ def through_the_models() -> None:
     """A clip (batch, channels, frames, height, width) through two registered models."""
     clip = torch.randn(1, 3, 16, 64, 64)
     mixed = timm.create_model('s4nd_convnext3d_nano', num_classes=12, img_size=64, num_frames=16).eval()
-    frames = timm.create_model('vis4mer_tiny', num_classes=12, encoder='resnet18', num_frames=16).eval()
+    frames = timm.create_model('s4nd_vis4mer_tiny', num_classes=12, encoder='resnet18', num_frames=16).eval()
     for model in (mixed, frames):
         # Twice the frame rate: the same clip, and every kernel steps half as far.
         print(type(model).__name__, tuple(model(clip).shape), tuple(model(clip.repeat_interleave(2, 2)).shape))
@@ -107,11 +107,11 @@ def main(small: bool, out: Path) -> dict[str, float]:
     through_the_models()
     count, steps = (6, 4) if small else (200, 300)
     options = dict(num_classes=len(ORDERS), dim=64, kernel='s4d', init='legs', dt_min=0.02, dt_max=0.2)
-    whole = timm.create_model('vis4mer_tiny', encoder='resnet18', num_frames=FRAMES, **options).eval()
+    whole = timm.create_model('s4nd_vis4mer_tiny', encoder='resnet18', num_frames=FRAMES, **options).eval()
     (video, kinds), (test_video, test_kinds) = scenes(count, seed=0), scenes(count, seed=1)
     settle(whole.encoder, video)
     features, test_features = (whole.tokens(frames)[0] for frames in (video, test_video))  # (scenes, 512)
-    head = timm.create_model('vis4mer_tiny_head', length=FRAMES, **options)
+    head = timm.create_model('s4nd_vis4mer_tiny_head', length=FRAMES, **options)
     mean = MeanClassifier(features.shape[1])
     for model in (mean, head):
         train(model, features, kinds, steps)

@@ -2,7 +2,8 @@
 
 import sys
 
-from s4nd.interop.onnx import OPSET, TOLERANCE, ExportError, export_onnx, freeze, main, relative_error, report_errors
+from s4nd.interop.frozen import freeze
+from s4nd.interop.onnx import OPSET, TOLERANCE, ExportError, export_onnx, main, relative_error, report_errors
 
 __all__ = ['OPSET', 'TOLERANCE', 'ExportError', 'export_onnx', 'freeze', 'main', 'relative_error', 'report_errors']
 

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -35,6 +36,21 @@ def warn_if_aliased(bandlimit: float, step: float) -> None:
             f'coarser; the finest modes alias (a bandlimit of {1 / step:g} would not)',
             stacklevel=user_stacklevel(),
         )
+
+
+def warn_of_size(size: Sequence[int], grid: Sequence[int]) -> None:
+    """Warn, at the user's line, when a model that nobody gave a size is trained at another one than its grid."""
+    size, grid = list(map(int, size)), list(grid)
+    if size == grid:
+        return
+    same = len(set(size)) == 1
+    argument, word = (size[0], size[0]) if same else (tuple(size), ','.join(map(str, size)))
+    warnings.warn(
+        f'training at {" x ".join(map(str, size))} with a model made for {" x ".join(map(str, grid))}: it takes the '
+        f'input for the same scene, sampled differently. For a model made for this size give img_size={argument} (in '
+        f'timm: --model-kwargs img_size={word})',
+        stacklevel=user_stacklevel(),
+    )
 
 
 def user_stacklevel() -> int:

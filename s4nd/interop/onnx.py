@@ -8,7 +8,6 @@ file is written only if ONNX Runtime agrees with the model to 1e-4 of its larges
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import sys
@@ -24,18 +23,17 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from s4nd.files import write_atomically
-from s4nd.layers import S4ND
+from s4nd.interop.frozen import freeze
 from s4nd.models import is_ours, load_checkpoint
-from s4nd.ops import separable_conv, toeplitz, use_toeplitz
 from s4nd.options import nearest
-from s4nd.resolution import axis_steps, parse_size, size_name
+from s4nd.resolution import parse_size, size_name
 from s4nd.training.checkpoint import find_weights, read_metadata
 from s4nd.words import parse_words
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ['OPSET', 'TOLERANCE', 'ExportError', 'export_onnx', 'freeze', 'main', 'relative_error']
+__all__ = ['OPSET', 'TOLERANCE', 'ExportError', 'export_onnx', 'main', 'relative_error']
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -127,72 +125,6 @@ def relative_error(
             scale = ours.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
             errors.append((torch.from_numpy(theirs) - ours).abs().max() / scale)
     return float(torch.stack(errors).max())
-
-
-@torch.no_grad()
-def freeze(model: nn.Module, *example: Tensor) -> nn.Module:
-    """A copy in which every S4ND layer that `example` reaches stores its kernel for the size that it sees there.
-
-    Nothing of the kernels is left to compute, which makes the graph small; the copy runs at no other size.
-
-    Raises:
-        ValueError: a layer sees two sizes.
-    """
-    model = copy.deepcopy(model)
-    sizes: dict[S4ND, list[int]] = {}
-
-    def note(layer: S4ND, inputs: tuple[Tensor, ...]) -> None:
-        size = list(inputs[0].shape[2:])
-        if sizes.setdefault(layer, size) != size:
-            raise ValueError(f'{layer} sees the sizes {sizes[layer]} and {size}: it can be frozen at one only')
-
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, S4ND)}
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers.values()]
-    model(*example)
-    for hook in hooks:
-        hook.remove()
-    for name, layer in layers.items():
-        if layer in sizes:
-            model.set_submodule(name, FrozenS4ND(layer, sizes[layer]))
-    return model
-
-
-class FrozenS4ND(nn.Module):
-    """An S4ND layer at one size of its axes: the taps, or the matrices made of them, are buffers.
-
-    Raises ValueError in the forward for another size.
-    """
-
-    def __init__(self, layer: S4ND, size: Sequence[int]) -> None:
-        super().__init__()
-        self.size, self.method, self.channels = list(size), layer.method, layer.channels
-        self.D = layer.D
-        operators, self.centers = layer.operators(self.size, axis_steps(list(layer.grid or ()), self.size))
-        for axis, length in enumerate(self.size):
-            if operators[axis].dim() == 3 and use_toeplitz(self.size, axis, self.method):
-                operators[axis] = toeplitz(operators[axis], self.centers[axis], length)
-            if operators[axis].dim() == 4:
-                self.centers[axis] = 0  # of no meaning for a matrix, which has fewer columns than there are taps
-            self.register_buffer(f'axis_{axis}', operators[axis])
-
-    def forward(self, x: Tensor) -> Tensor:
-        operators = [self.get_buffer(f'axis_{axis}') for axis in range(len(self.size))]
-        skip = None if self.D is None else self.D.flatten()
-        return _frozen_conv(x, operators, self.size, self.centers, self.method, self.channels, skip)
-
-
-def _frozen_conv(
-    x: Tensor, operators: list[Tensor], size: list[int], centers: list[int], method: str, channels: int,
-    skip: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """What a frozen layer does; torch.fx passes over it."""
-    if list(x.shape[2:]) != size:
-        raise ValueError(f'the layer was frozen at size {size}, got an input of shape {list(x.shape)}')
-    u = x if channels == 1 else torch.cat([x] * channels, 1)
-    return separable_conv(u, operators, centers, method, skip)
-
-
-torch.fx.wrap('_frozen_conv')
 
 
 def _trace(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str]) -> torch.onnx.ONNXProgram:

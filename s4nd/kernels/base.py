@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from s4nd.ops import at_least_float32, expand_ssm, pair_cells, wide
+from s4nd.ops import at_least_float32, check_exporter, expand_ssm, pair_cells, wide
 
 State = dict[str, Tensor]
 
@@ -233,7 +233,8 @@ def check_time(dt_min: float, dt_max: float, bandlimit: float | None) -> None:
 
 
 def check_length_and_step(length: int, step: float) -> None:
-    """Raise ValueError unless length >= 1 and step is positive and finite."""
+    """Raise ValueError unless length >= 1 and step is positive and finite, and an exporter can follow."""
+    check_exporter()
     if length < 1:
         raise ValueError(f'kernel length must be at least 1, got {length}')
     if not (step > 0.0 and step < float('inf')):

@@ -308,8 +308,9 @@ def create(
         update_model_args(model, **{key: value for key, value in args.items() if key in own})
         if isinstance(model, Backbone):
             _describe_size(model)
-            if 'img_size' not in given and hasattr(model.stem, 'default_size'):
-                model.stem.default_size = True
+    for part in model.modules():
+        if hasattr(part, 'default_size'):
+            part.default_size = not given.keys() & {'img_size', 'grid'}
     return model
 
 

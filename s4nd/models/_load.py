@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.models import get_deprecated_models
 from torch import nn
 
 from s4nd.training.checkpoint import CheckpointError, find_weights, load_weights, read_metadata, stored_args
 
 
 def is_ours(name: str) -> bool:
-    """Whether timm knows `name` as a model of this package."""
+    """Whether timm knows `name`, or knew it formerly, as a model of this package."""
+    name = get_deprecated_models().get(name) or name
     return timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith('s4nd.')
 
 

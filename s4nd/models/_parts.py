@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, T frames, (H, W) pixels, (h, w) positions of a feature map, L1 … LD sizes of any axes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from timm.layers import LayerScale, Mlp
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from s4nd.layers.base import check_floating
+from s4nd.layers.base import GridLayer, check_floating
 from s4nd.ops.dispatch import in_format_of
+from s4nd.resolution import warn_of_size
 
 register_notrace_function(in_format_of)
 # A plain torch.fx.symbolic_trace passes over them as well: they look at sizes, which a Proxy does not know.
@@ -82,11 +84,39 @@ def from_map(y: Tensor, x: Tensor) -> Tensor:
     return y if y.dim() == 2 or x.dim() == 4 else y.flatten(2).unflatten(2, x.shape[2:])
 
 
+def channels_first(x: Tensor) -> Tensor:
+    """(B, L1, …, LD, C) -> (B, C, L1, …, LD), a view."""
+    return x.movedim(x.dim() - 1, 1)  # exporters of old ONNX opsets take no -1 here
+
+
 @register_notrace_function
 def glu(x: Tensor) -> Tensor:
     """Gate one half of the channels by the other: (B, 2C, …) -> (B, C, …)."""
     # On channels_last tensors F.glu is four times slower along the channels as an inner axis than as the last one.
-    return F.glu(x, 1) if x.is_contiguous() else F.glu(x.movedim(1, -1), -1).movedim(-1, 1)
+    return F.glu(x, 1) if x.is_contiguous() else channels_first(F.glu(x.movedim(1, -1), -1))
+
+
+class SizedLayer(GridLayer):
+    """Base of the stems, which know the training size of the model.
+
+    Where nobody gave one (`default_size`), training at another, as by timm's --img-size, is said once.
+    """
+
+    def __init__(self, grid: Sequence[int], device: Any = None) -> None:
+        super().__init__(grid, device)
+        self.default_size = False
+
+    def notice(self, x: Tensor, axes: int) -> None:
+        """Take note of the size of an input, of which `img_size` says the last `axes`."""
+        if self.training and self.default_size and not torch.jit.is_scripting():
+            self._notice(x, axes)
+
+    @torch.jit.unused
+    def _notice(self, x: Tensor, axes: int) -> None:
+        if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling():
+            return
+        self.default_size = False
+        warn_of_size(x.shape[-axes:], self._grid[-axes:])
 
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -107,12 +137,12 @@ class LayoutModule(nn.Module):
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of (B, C, L1, …, LD), as timm's LayerNorm2d for any D, in the memory format of x."""
 
-    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
-        super().__init__(dim, eps=1e-6, device=device, dtype=dtype)
+    def __init__(self, dim: int, eps: float = 1e-6, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(dim, eps=eps, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return in_format_of(y.movedim(-1, 1), x)
+        return in_format_of(channels_first(y), x)
 
 
 class ChannelOutput(nn.Module):
@@ -147,4 +177,4 @@ class ChannelMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.movedim(1, -1)
         x = self.scale(self.mlp(self.norm(x)))
-        return x.movedim(-1, 1)
+        return channels_first(x)

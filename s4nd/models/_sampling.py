@@ -4,7 +4,6 @@ Shapes: B batch, C channels, T frames, (H, W) pixels, (h, w) positions of a feat
 `resize(grid) -> grid`: take the training grid that enters, ([T,] H, W), and return the one that leaves.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +13,11 @@ from timm.layers import AvgPool2dSame, create_conv2d
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from s4nd.layers import S4ND, GridLayer
+from s4nd.layers import S4ND
 from s4nd.models._arguments import choose, positive
 from s4nd.models._mixers import assign_grid
-from s4nd.models._parts import ChannelNorm, check_input, fold_time, from_frames, glu, to_frames
-from s4nd.resolution import area_resize, user_stacklevel
+from s4nd.models._parts import ChannelNorm, SizedLayer, check_input, fold_time, from_frames, glu, to_frames
+from s4nd.resolution import area_resize
 
 Grid = tuple[int, ...]
 
@@ -50,7 +49,7 @@ class AreaPool(nn.Module):
         return area_pool(x, self.stride)
 
 
-class Stem(GridLayer):
+class Stem(SizedLayer):
     """Base of the stems: (B, in_chans, [T,] H, W) -> (B, dim, [t,] h, w), clips frame by frame, t = ⌈T / time_patch⌉.
 
     It stores the training size of the model, `grid`, with the weights.
@@ -70,7 +69,7 @@ class Stem(GridLayer):
         self, in_chans: int, grid: Grid, patch: int, time_patch: int = 1, min_size: int = 1, device: Any = None
     ) -> None:
         super().__init__(grid, device)
-        self.in_chans, self.min_size, self.default_size = in_chans, min_size, False
+        self.in_chans, self.min_size = in_chans, min_size
         self.patch, self.time_patch = positive('patch', patch), positive('time_patch', time_patch)
         if len(grid) == 2 and time_patch > 1:
             raise ValueError(
@@ -80,29 +79,13 @@ class Stem(GridLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         x = check_input(x, self.in_chans, len(self._grid), self.min_size)
-        if self.training and self.default_size and not torch.jit.is_scripting():
-            self._hint(x)
+        self.notice(x, 2)
         x = fold_time(x, self.time_patch)
         return from_frames(self.project(to_frames(x)), x)
 
     def project(self, x: Tensor) -> Tensor:
         """Map frames (n, in_chans · time_patch, H, W) -> (n, dim, h, w)."""
         raise NotImplementedError
-
-    @torch.jit.unused
-    def _hint(self, x: Tensor) -> None:
-        """Say once that a model built without a size is trained at another one, as by timm's --img-size."""
-        if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling():
-            return
-        self.default_size = False
-        size, grid = tuple(x.shape[-2:]), tuple(self._grid[-2:])
-        if size != grid:
-            warnings.warn(
-                f'training on images of {size[0]} x {size[1]} pixels with a model made for {grid[0]} x {grid[1]}: its '
-                f'kernels take them for the same scene, sampled differently. For kernels that count these pixels give '
-                f'img_size={size[0]} (in timm: --model-kwargs img_size={size[0]})',
-                stacklevel=user_stacklevel(),
-            )
 
     @torch.jit.ignore
     def check_size(self, grid: Grid) -> None:

@@ -2,8 +2,8 @@
 
 Every convolution is a depthwise `CKConv`, whose kernel is a network of the coordinates over all axes, and a linear map
 of channels. `spatial_dims` is all that changes from sequences to images and volumes: there is no stride and no pooling
-but the last, and the parameters are the same but for the number of coordinates. `ccnn_4_140` and `ccnn_6_380` are the
-published sizes.
+but the last, and the parameters are the same but for the number of coordinates. `s4nd_ccnn_4_140` and
+`s4nd_ccnn_6_380` are the published sizes.
 
 Shapes: B batch, C channels, L1 … LD sizes of the axes.
 """
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, calculate_drop_path_rates, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model, register_model_deprecations
 from torch import Tensor, nn
 
-from s4nd.layers import CKConv, GridLayer
+from s4nd.layers import CKConv
 from s4nd.models._arguments import choose, image_size
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
-from s4nd.models._parts import check_input
+from s4nd.models._parts import ChannelNorm, SizedLayer, check_input
 from s4nd.weights import with_shipped
 
 __all__ = ['CCNN', 'CCNNBlock', 'checkpoint_filter_fn']
@@ -37,20 +37,13 @@ class Pointwise(nn.Linear):
         return F.conv1d(x.flatten(2), self.weight.unsqueeze(-1), self.bias).unflatten(2, x.shape[2:])
 
 
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of (B, C, L1 … LD)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
-
-
 def make_norm(norm: str, dim: int, axes: int, **dd: Any) -> nn.Module:
     """Build 'batch' or 'layer' norm of (B, dim, L1 … LD)."""
     choose('norm', norm, ('batch', 'layer'))
-    return _BATCH_NORMS[axes](dim, **dd) if norm == 'batch' else ChannelNorm(dim, **dd)
+    return _BATCH_NORMS[axes](dim, **dd) if norm == 'batch' else ChannelNorm(dim, 1e-5, **dd)
 
 
-class CCNNStem(GridLayer):
+class CCNNStem(SizedLayer):
     """CKConv -> linear -> norm -> GELU: (B, in_chans, L1 … LD) -> (B, dim, L1 … LD)."""
 
     def __init__(
@@ -64,6 +57,7 @@ class CCNNStem(GridLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         x = check_input(x, self.in_chans, self.spatial_dims, 1)
+        self.notice(x, self.spatial_dims)
         return F.gelu(self.norm(self.proj(self.conv(x))))
 
     @torch.jit.ignore
@@ -115,7 +109,7 @@ class CCNNBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.gelu(self.proj(self.conv(self.norm(x) if self.prenorm else x)))
-        y = self.drop(y.flatten(2)).reshape(y.shape)
+        y = self.drop(y.flatten(2)).unflatten(2, y.shape[2:])
         y = self.shortcut(x) + self.drop_path(F.gelu(self.out(y)))
         return y if self.prenorm else self.norm(y)
 
@@ -230,7 +224,7 @@ def _cfg() -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-    with_shipped({'ccnn_mini.untrained': _cfg(), 'ccnn_4_140.untrained': _cfg(), 'ccnn_6_380.untrained': _cfg()})
+    with_shipped({f's4nd_ccnn_{size}.untrained': _cfg() for size in ('mini', '4_140', '6_380')})
 )
 
 
@@ -242,18 +236,21 @@ def _create(variant: str, pretrained: bool, model_args: Mapping[str, Any], overr
 
 
 @register_model
-def ccnn_mini(pretrained: bool = False, **kwargs: Any) -> Backbone:
+def s4nd_ccnn_mini(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """4 blocks of width 48, for a CPU."""
-    return _create('ccnn_mini', pretrained, dict(depths=(1, 1, 2), dim=48, mixer_args=dict(hidden=16)), kwargs)
+    return _create('s4nd_ccnn_mini', pretrained, dict(depths=(1, 1, 2), dim=48, mixer_args=dict(hidden=16)), kwargs)
 
 
 @register_model
-def ccnn_4_140(pretrained: bool = False, **kwargs: Any) -> Backbone:
+def s4nd_ccnn_4_140(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """The published 4 blocks of width 140: 0.2 M parameters."""
-    return _create('ccnn_4_140', pretrained, dict(depths=(1, 1, 2), dim=140, mixer_args=dict(hidden=32)), kwargs)
+    return _create('s4nd_ccnn_4_140', pretrained, dict(depths=(1, 1, 2), dim=140, mixer_args=dict(hidden=32)), kwargs)
 
 
 @register_model
-def ccnn_6_380(pretrained: bool = False, **kwargs: Any) -> Backbone:
+def s4nd_ccnn_6_380(pretrained: bool = False, **kwargs: Any) -> Backbone:
     """The published 6 blocks of width 380: 2 M parameters."""
-    return _create('ccnn_6_380', pretrained, dict(depths=(2, 2, 2), dim=380, mixer_args=dict(hidden=64)), kwargs)
+    return _create('s4nd_ccnn_6_380', pretrained, dict(depths=(2, 2, 2), dim=380, mixer_args=dict(hidden=64)), kwargs)
+
+
+register_model_deprecations(__name__, {name: f's4nd_{name}' for name in ('ccnn_mini', 'ccnn_4_140', 'ccnn_6_380')})

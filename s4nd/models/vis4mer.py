@@ -11,7 +11,7 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_device_dtype
-from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, generate_default_cfgs, register_model, register_model_deprecations
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from s4nd.models._arguments import choose, image_size, positive
 from s4nd.models._backbone import checkpoint_filter_fn, create, model_cfg
 from s4nd.models._parts import check_input
 from s4nd.models.vis4mer_head import ViS4merBlock, ViS4merHead
+from s4nd.resolution import warn_of_size
 
 __all__ = ['ViS4mer', 'ViS4merBlock', 'ViS4merHead', 'checkpoint_filter_fn']
 
@@ -96,6 +97,7 @@ class ViS4mer(ViS4merHead):
             dtype=dtype,
         )
         self.in_chans, self.freeze, self.chunk = in_chans, freeze, chunk
+        self.default_size = False  # as of a `SizedLayer`
         self._patches, self._per_frame, self.img_size = patches, per_frame, size
         self.encoder = frames.requires_grad_(not freeze)
         self.train(self.training)
@@ -139,6 +141,9 @@ class ViS4mer(ViS4merHead):
     def tokens(self, x: Tensor) -> Tensor:
         """Video (B, in_chans, T, H, W) -> what the encoder makes of its frames, (B, tokens, D)."""
         batch, frames = check_input(x, self.in_chans, axes=3, min_size=1).shape[0], x.shape[2]
+        if self.training and self.default_size:
+            self.default_size = False
+            warn_of_size(x.shape[3:], self.img_size)
         parts = x.transpose(1, 2).flatten(0, 1).tensor_split(max(1, math.ceil(batch * frames / self.chunk)))
         # A frozen encoder is differentiated where the pixels are asked for, as attributions do.
         gradients = torch.is_grad_enabled() and (not self.freeze or x.requires_grad)
@@ -197,11 +202,11 @@ def _video_cfg(first_conv: str) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        'vis4mer_tiny.untrained': _video_cfg('encoder.conv1'),
-        'vis4mer_base.untrained': _video_cfg('encoder.patch_embed.proj'),
+        's4nd_vis4mer_tiny.untrained': _video_cfg('encoder.conv1'),
+        's4nd_vis4mer_base.untrained': _video_cfg('encoder.patch_embed.proj'),
         # (features of a token, tokens, 1): what stands for (channels, height, width).
-        'vis4mer_tiny_head.untrained': _cfg(input_size=(512, 2048, 1), first_conv='proj'),
-        'vis4mer_base_head.untrained': _cfg(input_size=(1024, 2048, 1), first_conv='proj'),
+        's4nd_vis4mer_tiny_head.untrained': _cfg(input_size=(512, 2048, 1), first_conv='proj'),
+        's4nd_vis4mer_base_head.untrained': _cfg(input_size=(1024, 2048, 1), first_conv='proj'),
     }
 )
 
@@ -215,25 +220,29 @@ def _create(
 
 
 @register_model
-def vis4mer_tiny(pretrained: bool = False, **kwargs: Any) -> ViS4mer:
+def s4nd_vis4mer_tiny(pretrained: bool = False, **kwargs: Any) -> ViS4mer:
     """Width 256, one token per frame from ResNet-18 (512 features) unless `encoder` names another."""
-    return _create(ViS4mer, 'vis4mer_tiny', pretrained, dict(encoder='resnet18', dim=256), kwargs)
+    return _create(ViS4mer, 's4nd_vis4mer_tiny', pretrained, dict(encoder='resnet18', dim=256), kwargs)
 
 
 @register_model
-def vis4mer_base(pretrained: bool = False, **kwargs: Any) -> ViS4mer:
+def s4nd_vis4mer_base(pretrained: bool = False, **kwargs: Any) -> ViS4mer:
     """The published model: width 1024, all tokens of ViT-L/16 (1024 features)."""
     args = dict(encoder='vit_large_patch16_224', tokens='patch', dim=1024)
-    return _create(ViS4mer, 'vis4mer_base', pretrained, args, kwargs)
+    return _create(ViS4mer, 's4nd_vis4mer_base', pretrained, args, kwargs)
 
 
 @register_model
-def vis4mer_tiny_head(pretrained: bool = False, **kwargs: Any) -> ViS4merHead:
+def s4nd_vis4mer_tiny_head(pretrained: bool = False, **kwargs: Any) -> ViS4merHead:
     """Width 256, on features (B, T, in_chans), 512 unless `in_chans` says otherwise."""
-    return _create(ViS4merHead, 'vis4mer_tiny_head', pretrained, dict(dim=256), kwargs)
+    return _create(ViS4merHead, 's4nd_vis4mer_tiny_head', pretrained, dict(dim=256), kwargs)
 
 
 @register_model
-def vis4mer_base_head(pretrained: bool = False, **kwargs: Any) -> ViS4merHead:
+def s4nd_vis4mer_base_head(pretrained: bool = False, **kwargs: Any) -> ViS4merHead:
     """The published head: width 1024, on features (B, T, in_chans), 1024 unless `in_chans` says otherwise."""
-    return _create(ViS4merHead, 'vis4mer_base_head', pretrained, dict(dim=1024), kwargs)
+    return _create(ViS4merHead, 's4nd_vis4mer_base_head', pretrained, dict(dim=1024), kwargs)
+
+
+_FORMER = ('vis4mer_tiny', 'vis4mer_base', 'vis4mer_tiny_head', 'vis4mer_base_head')
+register_model_deprecations(__name__, {name: f's4nd_{name}' for name in _FORMER})

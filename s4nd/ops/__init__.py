@@ -1,7 +1,7 @@
 """Pure functions: taps x signal -> signal, and the sums that make taps. Every choice of arithmetic is made here."""
 
 from s4nd.ops.diagonal import diagonal_taps, discretize, expand_ssm, expm1, pair_cells
-from s4nd.ops.dispatch import at_least_float32, exact_bmm, observed, values_are_known, wide
+from s4nd.ops.dispatch import at_least_float32, check_exporter, exact_bmm, observed, values_are_known, wide
 from s4nd.ops.exponentials import exponential_sum
 from s4nd.ops.fullconv import full_conv
 from s4nd.ops.krylov import krylov
@@ -22,6 +22,7 @@ from s4nd.ops.scan import diagonal_scan, varying_scan
 __all__ = [
     'METHODS',
     'at_least_float32',
+    'check_exporter',
     'diagonal_scan',
     'diagonal_taps',
     'discretize',

@@ -48,6 +48,21 @@ def _at_one_size(x: Tensor) -> Tensor:
     return x.reshape([x.shape[0], *map(int, x.shape[1:])]) if torch.jit.is_tracing() else x
 
 
+def check_exporter() -> None:
+    """Raise ValueError inside the older ONNX exporter, which has no operators for what makes a kernel."""
+    if not torch.jit.is_scripting():
+        _check_exporter()
+
+
+@torch.jit.unused
+def _check_exporter() -> None:
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+        raise ValueError(
+            "torch.onnx.export(dynamo=False) cannot compute kernels: take dynamo=True (in timm's onnx_export.py: "
+            '--dynamo) or s4nd.export.export_onnx, or give it s4nd.export.freeze(model, example), which stores them'
+        )
+
+
 def values_are_known(x: Tensor) -> bool:
     """Whether sizes may depend on the values of x; reading those on a GPU would wait for it."""
     return not (observed() or x.is_meta or x.is_cuda)

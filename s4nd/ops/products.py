@@ -63,11 +63,19 @@ def apply_matrix(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
     """x (C, …) times (C, L, L) along `dim`: y[i] = Σ_j x[j] matrix[j, i]."""
     channels, length = matrix.shape[0], matrix.shape[1]
     if dim == 1 and x.dim() > 3:
-        return torch.bmm(matrix.transpose(1, 2), x.reshape(channels, length, -1)).reshape(x.shape)
+        y = torch.bmm(matrix.transpose(1, 2), x.reshape(channels, length, -1))
+        return y.reshape(_any_batch(x))
     last = x.dim() - 1  # exporters of old ONNX opsets take no -1 here
     rows = x.movedim(dim, last)
     y = torch.bmm(rows.reshape(channels, -1, length), matrix)
-    return y.reshape(rows.shape).movedim(last, dim)
+    return y.reshape(_any_batch(rows)).movedim(last, dim)
+
+
+def _any_batch(x: Tensor) -> list[int]:
+    """The shape of x, the batch as what follows from the rest: the older ONNX exporter would fix it."""
+    shape = list(x.shape)
+    shape[1 if x.dim() == 3 else 2] = -1
+    return shape
 
 
 class _SeparableProduct(torch.autograd.Function):

@@ -68,6 +68,21 @@ def test_samples_out_of_range_are_clipped(tmp_path: Path) -> None:
     torch.testing.assert_close(read_audio(path)[0], torch.tensor([1.0, -1.0]), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_arrays_are_written_as_tensors_are(tmp_path: Path, dtype: type) -> None:
+    wave = sine(8000, 8000)
+    array = wave.numpy().astype(dtype)
+    for name, given, expected in (
+        ('a', array, wave), ('b', array[::-1], wave.flip(0)), ('c', array.reshape(2, -1), wave.reshape(2, -1)),
+    ):  # fmt: skip
+        paths = [write_audio(tmp_path / f'{name}{i}.wav', value, 8000) for i, value in enumerate((given, expected))]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert write_spectrogram(tmp_path / 'a.png', array, 8000).stat().st_size > 1000
+    for whole in ((32767 * array).astype(np.int16), torch.ones(10, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r'floating-point numbers within \[-1, 1\], got torch\.int'):
+            write_audio(tmp_path / 'd.wav', whole, 8000)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = write_audio(tmp_path / 'a.wav', sine(10, 8000), 8000)
     before = path.read_bytes()

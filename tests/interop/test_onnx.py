@@ -13,9 +13,10 @@ from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
 from s4nd import S4ND
-from s4nd.interop.onnx import ExportError, FrozenS4ND, export_onnx, freeze, main, relative_error
+from s4nd.interop.frozen import freeze
+from s4nd.interop.onnx import ExportError, export_onnx, main, relative_error
 from s4nd.training.checkpoint import save_weights
-from tests.models.families import CLIPS, SMALL, build, clip, image, size_of
+from tests.models.families import build, image
 
 # As few layers as a family can have: tracing costs seconds each.
 FAMILIES = {
@@ -23,6 +24,7 @@ FAMILIES = {
     'vit': dict(embed_dim=8, depths=(1,), d_state=4),
     'isotropic': dict(dim=8, depths=(1,), d_state=4, img_size=12),
     'vit 1d': dict(embed_dim=8, depths=(1,), d_state=4),
+    'ccnn batchnorm': dict(dim=6, depths=(1,), hidden=4, img_size=10, norm='layer'),
 }
 BATCH = torch.export.Dim('batch')
 TINY = dict(dim=4, depths=(1,), d_state=4, img_size=8, num_classes=3)
@@ -124,39 +126,6 @@ def test_fx_and_torchscript(case: str) -> None:
             torch.testing.assert_close(scripted(other), model(other), atol=1e-5, rtol=1e-4)
 
 
-@torch.no_grad()
-def test_frozen_is_the_same_function_at_one_size() -> None:
-    for case in ('convnext s4nd everywhere', 'vit s4nd stem', 'vit 1d'):
-        model = build(case)
-        size = model.img_size[0]
-        x = image(size, batch=3)
-        frozen = freeze(model, x[:2])
-        assert any(isinstance(module, FrozenS4ND) for module in frozen.modules())
-        assert not any(isinstance(module, S4ND) for module in frozen.modules())
-        torch.testing.assert_close(frozen(x), model(x), atol=1e-6, rtol=1e-5)
-        with pytest.raises(ValueError, match=r'was frozen at size \[.*\], got an input of shape \[2'):
-            frozen(image(2 * size))
-
-
-@torch.no_grad()
-def test_frozen_layers_of_every_kind() -> None:
-    for options in (dict(channels=2, tensor_rank=2), dict(skip=False, cell='published')):
-        layer, x = nn.Sequential(S4ND(4, (6, 5), d_state=4, **options)), torch.randn(2, 4, 6, 5)
-        torch.testing.assert_close(freeze(layer, x)(x), layer(x), atol=1e-6, rtol=1e-5)
-    shared = S4ND(4, (6,), d_state=4)
-
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = shared
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x)[..., ::2] + self.layer(x[..., ::2])
-
-    with pytest.raises(ValueError, match=r'sees the sizes \[6\] and \[3\]'):
-        freeze(Twice(), torch.randn(1, 4, 6))
-
-
 @pytest.fixture
 def onnx() -> None:
     for package in ('onnx', 'onnxscript', 'onnxruntime'):
@@ -222,16 +191,6 @@ def test_one_file_for_each_size(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (found,) = onnxruntime.InferenceSession(tmp_path / f'm_{name}.onnx').run(None, {'image': x.numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(found), model(x), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize('case', [*SMALL, *CLIPS])
-@torch.no_grad()
-def test_plain_fx_traces_a_frozen_model(case: str) -> None:
-    if case.startswith('ccnn'):
-        pytest.skip('its kernels are networks, which freeze leaves as they are')
-    model, x = build(case), image(size_of(case)) if case in SMALL else clip(case)
-    graph = torch.fx.symbolic_trace(freeze(model, x))
-    torch.testing.assert_close(graph(x), model(x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.usefixtures('onnx')

@@ -31,7 +31,7 @@ SMALL = {
     'isotropic': ('s4nd_isotropic_mini', dict(ISOTROPIC, d_state=8)),
     'isotropic batchnorm': ('s4nd_isotropic_mini', dict(ISOTROPIC, d_state=8, bandlimit=1.0, norm_layer='batchnorm2d')),
     'isotropic conv2d': ('conv2d_isotropic_mini', ISOTROPIC),
-    'ccnn batchnorm': ('ccnn_mini', CCNN),
+    'ccnn batchnorm': ('s4nd_ccnn_mini', CCNN),
 }
 CONVNEXT3D = dict(
     depths=(1, 1, 1, 1), dims=(8, 12, 16, 24), d_state=8, img_size=32, num_frames=6, num_classes=5, ls_init_value=1.0
@@ -52,7 +52,7 @@ CLIPS = {
     'isotropic3d': ('s4nd_isotropic3d_mini', dict(ISOTROPIC3D, bandlimit=0.5)),
     'isotropic3d i3d': ('s4nd_isotropic3d_mini', without_state(dict(ISOTROPIC3D, mixer='i3d', causal=True))),
 }
-REGISTERED = [name for name in timm.list_models() if name.startswith(('s4nd_', 'conv2d_isotropic', 'ccnn_'))]
+REGISTERED = [name for name in timm.list_models(['s4nd_*', 'conv2d_isotropic*']) if 'vis4mer' not in name]
 
 
 _BUILT: dict[str, tuple[nn.Module, torch.Tensor]] = {}  # by case: the model, and the random state that it leaves

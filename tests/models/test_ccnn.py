@@ -24,7 +24,7 @@ AXES = pytest.mark.parametrize('axes', GRIDS)
 def make(axes: int, **options: object) -> CCNN:
     torch.manual_seed(0)
     options = {'dim': 6, 'hidden': 4, 'num_classes': 5, 'img_size': GRIDS[axes], **options}
-    return timm.create_model('ccnn_mini', spatial_dims=axes, **options).eval()
+    return timm.create_model('s4nd_ccnn_mini', spatial_dims=axes, **options).eval()
 
 
 def signal(axes: int, *size: int, channels: int = 3) -> Tensor:
@@ -43,7 +43,9 @@ def test_the_parameters_are_those_of_an_image_but_for_the_coordinates() -> None:
             assert shapes[1][name] == shape == shapes[3][name]
 
 
-@pytest.mark.parametrize(('name', 'counts'), [('ccnn_4_140', (199117, 201042)), ('ccnn_6_380', (1993983, 1999366))])
+@pytest.mark.parametrize(
+    ('name', 'counts'), [('s4nd_ccnn_4_140', (199117, 201042)), ('s4nd_ccnn_6_380', (1993983, 1999366))]
+)
 def test_published_sizes(name: str, counts: tuple[int, int]) -> None:
     for axes, published in enumerate(counts, 1):
         model = timm.create_model(name, spatial_dims=axes, img_size=GRIDS[axes], device='meta')
@@ -116,7 +118,7 @@ def test_features_of_any_number_of_axes(axes: int) -> None:
     final, maps = model.forward_intermediates(x)
     assert [level.shape for level in maps] == [(2, 6, *GRIDS[axes])] * 3
     torch.testing.assert_close(final, model.forward_features(x), atol=0, rtol=0)
-    levels = timm.create_model('ccnn_mini', spatial_dims=axes, img_size=GRIDS[axes], dim=6, features_only=True)
+    levels = timm.create_model('s4nd_ccnn_mini', spatial_dims=axes, img_size=GRIDS[axes], dim=6, features_only=True)
     assert [level.shape for level in levels(x)] == [level.shape for level in maps]
 
 

@@ -49,7 +49,7 @@ class Denoiser(nn.Module):
 
 def _vis4mer(**options) -> nn.Module:
     args = dict(dim=16, d_state=4, num_classes=5, drop_path_rate=0.0, proj_drop_rate=0.0)
-    return timm.create_model('vis4mer_tiny', encoder='test_resnet', chunk=3, img_size=32, **args, **options)
+    return timm.create_model('s4nd_vis4mer_tiny', encoder='test_resnet', chunk=3, img_size=32, **args, **options)
 
 
 def _sssd() -> nn.Module:
@@ -69,7 +69,9 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
         (torch.randn(2, 3, 4, 6, 6), torch.randn(2, 3, 5, 8, 6)),
     ),
     'vis4mer head': (
-        lambda: timm.create_model('vis4mer_tiny_head', in_chans=6, dim=16, d_state=4, length=8, proj_drop_rate=0.0),
+        lambda: timm.create_model(
+            's4nd_vis4mer_tiny_head', in_chans=6, dim=16, d_state=4, length=8, proj_drop_rate=0.0
+        ),
         (torch.randn(2, 8, 6), torch.randn(2, 11, 6)),
     ),
     'vis4mer': (lambda: _vis4mer(num_frames=4), (torch.randn(2, 3, 4, 32, 32), torch.randn(2, 3, 6, 32, 32))),
@@ -376,16 +378,46 @@ class TestReparametrizations:
 
 
 class TestHabits:
-    def test_another_size_in_training_is_said_once(self) -> None:
+    def test_every_family_is_found_and_former_names_still_build(self) -> None:
+        names = timm.list_models('s4nd*')
+        ours = [name for name in timm.list_models() if s4nd.models.is_ours(name) and not name.startswith('conv2d_')]
+        assert names == ours
+        assert {name.split('_')[1] for name in names} == {
+            'ccnn', 'convnext', 'convnext3d', 'isotropic', 'isotropic3d', 'vis4mer', 'vit',
+        }  # fmt: skip
+        with pytest.warns(UserWarning, match='deprecated model name ccnn_mini to current s4nd_ccnn_mini'):
+            model = timm.create_model('ccnn_mini', dim=8, img_size=16)
+        assert model.pretrained_cfg['architecture'] == 's4nd_ccnn_mini' and s4nd.models.is_ours('ccnn_mini')
+
+    @pytest.mark.parametrize(
+        ('name', 'options', 'shape', 'said'),
+        [
+            ('s4nd_isotropic_mini', dict(dim=8, depths=(1,)), (24, 24), ('32 x 32', '24', '24')),
+            ('s4nd_isotropic_mini', dict(dim=8, depths=(1,)), (24, 20), ('32 x 32', '(24, 20)', '24,20')),
+            ('s4nd_isotropic3d_mini', dict(dim=8, depths=(1,)), (4, 24, 24), ('32 x 32', '24', '24')),
+            ('s4nd_vit_tiny_patch16', dict(embed_dim=8, depths=(1,)), (32, 32), ('224 x 224', '32', '32')),
+            ('s4nd_convnext_micro', dict(dims=(4, 4, 4, 4), depths=(1,) * 4), (64, 64), ('224 x 224', '64', '64')),
+            ('s4nd_ccnn_mini', dict(dim=8, depths=(1,)), (24, 24), ('32 x 32', '24', '24')),
+            ('s4nd_ccnn_mini', dict(dim=8, depths=(1,), spatial_dims=1), (24,), ('32', '24', '24')),
+            ('s4nd_vis4mer_tiny', dict(encoder='test_resnet', dim=8), (2, 32, 32), ('160 x 160', '32', '32')),
+        ],
+    )
+    @pytest.mark.parametrize('features', [False, True])
+    def test_another_size_in_training_is_said_once(
+        self, name: str, options: dict, shape: tuple[int, ...], said: tuple[str, str, str], features: bool
+    ) -> None:
         """timm's --img-size reaches the images alone; the hint names the option that reaches the model."""
-        model = timm.create_model('s4nd_isotropic_mini', dim=8, depths=(1,)).train()
+        model = timm.create_model(name, features_only=features, **options).train()
+        x = torch.randn(2, 3, *shape)
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter('always')
-            model.eval()(image(24))
+            model.eval()(x)
             for _ in range(3):
-                model.train()(image(24))
+                model.train()(x)
         assert len(found) == 1
-        assert 'img_size=24 (in timm: --model-kwargs img_size=24)' in str(found[0].message)
+        grid, argument, word = said
+        assert f'training at {" x ".join(map(str, shape[-2:]))} with a model made for {grid}:' in str(found[0].message)
+        assert f'give img_size={argument} (in timm: --model-kwargs img_size={word})' in str(found[0].message)
         assert found[0].filename == __file__
 
     @pytest.mark.parametrize('options', [{'img_size': 16}, {}])

@@ -51,9 +51,9 @@ DEFAULT_SIZES = {
     's4nd_convnext3d_micro': 10_400_336,
     's4nd_convnext3d_tiny': 30_373_552,
     's4nd_isotropic3d_mini': 63_690,
-    'ccnn_mini': 29_914,
-    'ccnn_4_140': 201_042,
-    'ccnn_6_380': 1_999_366,
+    's4nd_ccnn_mini': 29_914,
+    's4nd_ccnn_4_140': 201_042,
+    's4nd_ccnn_6_380': 1_999_366,
 }
 
 

@@ -80,7 +80,7 @@ def test_equals_its_definition(kernel: str, count: int, length: int | None, step
 
 def test_published_size() -> None:
     """Linear 1024 -> 1024, then a level of width d: norm, D, dt, B, P, C and Q (4 · 64 d), Λ, two linear maps."""
-    model = timm.create_model('vis4mer_base_head', device='meta')
+    model = timm.create_model('s4nd_vis4mer_base_head', device='meta')
     expected = 1024 * 1025 + 128 * 10 + 10
     for d in (1024, 512, 256):
         expected += 2 * d + d + d + 4 * 64 * d + 32 * 2 + d * (d + 1) + d // 2 * (d + 1)
@@ -245,15 +245,15 @@ def test_levels_and_pruning(make) -> None:
 
 def test_timm_knows_it() -> None:
     assert set(timm.list_models(module='vis4mer')) == {
-        'vis4mer_tiny', 'vis4mer_base', 'vis4mer_tiny_head', 'vis4mer_base_head',
+        's4nd_vis4mer_tiny', 's4nd_vis4mer_base', 's4nd_vis4mer_tiny_head', 's4nd_vis4mer_base_head',
     }  # fmt: skip
-    model = timm.create_model('vis4mer_tiny', **VIDEO)
+    model = timm.create_model('s4nd_vis4mer_tiny', img_size=32, **VIDEO)
     assert isinstance(model, ViS4mer) and model(noise(1, 3, 4, 32, 32)).shape == (1, 3)
-    levels = timm.create_model('vis4mer_tiny', **VIDEO, features_only=True)
+    levels = timm.create_model('s4nd_vis4mer_tiny', img_size=32, **VIDEO, features_only=True)
     assert [tuple(level.shape) for level in levels(noise(1, 3, 4, 32, 32))] == [(1, 2, 8), (1, 1, 4), (1, 1, 2)]
     assert levels.feature_info.channels() == [8, 4, 2] and levels.feature_info.reduction() == [2, 4, 8]
-    assert timm.create_model('vis4mer_tiny_head', in_chans=5, **SMALL)(noise(1, 4, 5)).shape == (1, 3)
-    for name in ('vis4mer_tiny', 'vis4mer_tiny_head', 'vis4mer_base_head'):
+    assert timm.create_model('s4nd_vis4mer_tiny_head', in_chans=5, **SMALL)(noise(1, 4, 5)).shape == (1, 3)
+    for name in ('s4nd_vis4mer_tiny', 's4nd_vis4mer_tiny_head', 's4nd_vis4mer_base_head'):
         with pytest.raises(TypeError, match='not_a_keyword'):
             timm.create_model(name, not_a_keyword=1)
         with pytest.raises(RuntimeError, match=r'[Pp]retrained'):

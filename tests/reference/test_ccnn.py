@@ -97,7 +97,7 @@ def test_reference_initialization(case: Case) -> None:
             }
         else:
             axes, width, blocks, hidden = re.fullmatch(r'(\d)d_hidden(\d+)_blocks(\d+)_kernel(\d+)', name).groups()
-            variant, axes = f'ccnn_{blocks}_{width}', int(axes)
+            variant, axes = f's4nd_ccnn_{blocks}_{width}', int(axes)
             model = timm.create_model(
                 variant, spatial_dims=axes, img_size=(33,) * axes, omega_0=values['omega_0'], causal=axes == 1
             )
