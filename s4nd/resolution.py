@@ -62,6 +62,36 @@ def user_stacklevel() -> int:
     return level
 
 
+def time_steps(times: Tensor, lengths: Tensor | None = None, first: float = 1.0) -> Tensor:
+    """Turn the times of samples (B, L) into the `dt` (B, L) that layers take: the time of each since the one before.
+
+    A sample that is missing is a longer step to the next one.
+
+    Args:
+        times: at least 0 and increasing, in samples of a regular grid.
+        lengths: (B,), samples of each clip; the steps of what comes after them are 1.
+        first: step of the first sample, which has none before it.
+
+    Raises:
+        ValueError: for times that are negative or do not increase, and a first step that is not positive.
+    """
+    if times.dim() != 2 or times.shape[1] < 1:
+        raise ValueError(f'times must be (batch, length), got shape {list(times.shape)}')
+    if not 0 < first < math.inf:
+        raise ValueError(f'first must be a positive step, got {first}')
+    times = times if times.is_floating_point() else times.to(torch.get_default_dtype())
+    dt = torch.cat([torch.full_like(times[:, :1], first), times.diff(dim=1)], 1)
+    if lengths is not None:
+        padding = torch.arange(times.shape[1], device=times.device) >= lengths[:, None]
+        dt, times = dt.masked_fill(padding, 1.0), times.masked_fill(padding, 0.0)
+    if not (times >= 0).all():
+        raise ValueError(f'times must be at least 0, got {float(times[~(times >= 0)][0])}')
+    if not (dt > 0).all():
+        row, k = (~(dt > 0)).nonzero()[0].tolist()
+        raise ValueError(f'times must increase, got a step of {float(dt[row, k])} before sample {k} of clip {row}')
+    return dt
+
+
 def area_weights(source: int, size: int, like: Tensor | None = None) -> Tensor:
     """The matrix (size, source) that averages a line of `source` samples over `size` equal cells, exactly.
 

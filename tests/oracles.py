@@ -156,6 +156,25 @@ def zoh_taps(dt: float, A: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
     return torch.stack(taps, -1)
 
 
+def held_ode(A: Tensor, B: Tensor, C: Tensor, u: Tensor, dt: Tensor, rule: str = 'zoh') -> Tensor:
+    """y_k = C x(t_k) of x' = A x + B u(t), where u(t) = u_k over the dt_k before t_k.
+
+    Its exact solution, or that of the trapezoidal rule ('bilinear'). A (N, N), B (N,), C (c, N), u, dt (L,) -> (c, L).
+    """
+    size, eye, outputs = len(A), torch.eye(len(A), dtype=A.dtype), []
+    x = torch.zeros_like(B)
+    for u_k, dt_k in zip(u, dt, strict=True):
+        if rule == 'zoh':
+            both = torch.zeros(size + 1, size + 1, dtype=A.dtype)
+            both[:size] = torch.cat([A, B[:, None]], 1) * dt_k
+            moved = torch.matrix_exp(both)[:size]
+            x = moved[:, :size] @ x + moved[:, size] * u_k
+        else:
+            x = torch.linalg.solve(eye - dt_k / 2 * A, (eye + dt_k / 2 * A) @ x + dt_k * B * u_k)
+        outputs.append((C @ x).real)
+    return torch.stack(outputs, -1)
+
+
 def ema_taps(p: Tensor, q: Tensor, beta: Tensor, gamma: Tensor, length: int, step: float = 1.0) -> Tensor:
     """K[l] = Σ_n γ_n/√N g_n β_n q_n^{s l}, where g = p (1 - q^s)/(1 - q) is p at s = 1. p, q, β (H, N), γ (c, H, N)."""
     weight = gamma / math.sqrt(gamma.shape[-1]) * beta * p * (1 - q**step) / (1 - q)

@@ -95,6 +95,26 @@ class RecurrentKernel(Kernel):
         """Take one sample u (B, H) from state x (B, *state_shape) -> y (B, c, H) and the new state."""
         raise NotImplementedError
 
+    def systems(self, dt: Tensor) -> list[Tensor]:
+        """Discretize at each of the steps dt (…): what `system` holds, float64, with the axes of dt in front."""
+        self.refresh()
+        found = torch.func.vmap(self.discretized)(wide(dt).flatten())
+        return [t.unflatten(0, dt.shape) for t in found]
+
+    def states(self, u: Tensor, x: Tensor, dt: Tensor) -> Tensor:
+        """States after all samples at irregular times, (B, L, *state_shape).
+
+        Args:
+            u: (B, H, L), where sample k is held over dt[k].
+            x: (B, *state_shape), before the first sample.
+            dt: (B, L), times between the samples in samples of the training grid, positive.
+        """
+        systems, states = self.systems(dt), []
+        for k, u_k in enumerate(u.unbind(-1)):
+            _, x = self.advance(u_k, x, [t[:, k].to(x.dtype) for t in systems])
+            states.append(x)
+        return torch.stack(states, 1)
+
     def step(self, u: Tensor, state: State, step: float = 1.0) -> tuple[Tensor, State]:
         """Take one sample u (B, H) -> output (B, c, H) and the new state; `state` itself is left as it was."""
         y, x = self.advance(u, state['x'], self.system(step))
@@ -148,7 +168,7 @@ class Timescale:
         with torch.no_grad():
             self.log_dt.uniform_(0.0, 1.0).mul_(high - low).add_(low)
 
-    def dt(self, step: float) -> Tensor:
+    def dt(self, step: float | Tensor) -> Tensor:
         """Time between two samples, float64."""
         return wide(self.log_dt).exp() * step
 

@@ -16,7 +16,7 @@ from s4nd.kernels.base import (
     check_state,
     empty_parameters,
 )
-from s4nd.ops import at_least_float32, diagonal_taps, discretize, expand_ssm, exponential_sum, wide
+from s4nd.ops import at_least_float32, diagonal_taps, discretize, expand_ssm, exponential_sum, varying_scan, wide
 
 # 'inv+lin' is a mixture: rows of A alternate between the two.
 INITS = (*hippo.DIAGONAL_INITS, 'inv+lin', 'random')
@@ -35,8 +35,8 @@ class DiagonalKernel(RecurrentKernel):
         super().__init__(d_model, channels)
         self.bilinear = bilinear
 
-    def dt(self, step: float) -> Tensor:
-        """Time between two samples, (H, 1 or n), float64."""
+    def dt(self, step: float | Tensor) -> Tensor:
+        """Time between two samples, (H, 1 or n), float64; of steps (…, 1, 1) with their axes in front."""
         raise NotImplementedError
 
     def spectrum(self) -> Tensor:
@@ -67,13 +67,24 @@ class DiagonalKernel(RecurrentKernel):
         """Ā, B̄ (H, n) and C (c, H, n), each as real and imaginary part."""
         return [*self._transition(step, gained=True), *self.readout().unbind(-1)]
 
-    def _transition(self, step: float, gained: bool) -> list[Tensor]:
+    def _transition(self, step: float | Tensor, gained: bool) -> list[Tensor]:
         A = expand_ssm(self.spectrum().flatten(1), self.d_model).unflatten(1, (-1, 2))
         a_re, a_im, g_re, g_im = discretize(self.dt(step), A[..., 0], A[..., 1], self.bilinear)
         if not gained:
             return [a_re, a_im]
         B = expand_ssm(self.input().flatten(1), self.d_model).unflatten(1, (-1, 2))
         return [a_re, a_im, g_re * B[..., 0] - g_im * B[..., 1], g_re * B[..., 1] + g_im * B[..., 0]]
+
+    def gains(self, dt: Tensor) -> tuple[Tensor, Tensor]:
+        """Ā and B̄ at each of the steps dt (B, L), pairs (B, L, H, n, 2) in float64."""
+        self.refresh()
+        a_re, a_im, b_re, b_im = self._transition(wide(dt)[..., None, None], gained=True)
+        return torch.stack([a_re, a_im], -1), torch.stack([b_re, b_im], -1)
+
+    def states(self, u: Tensor, x: Tensor, dt: Tensor) -> Tensor:
+        """See `RecurrentKernel.states`; here by a scan."""
+        A, B = (t.to(x.dtype) for t in self.gains(dt))
+        return scan_from(x, A, B * u.to(x.dtype).transpose(1, 2)[..., None, None])
 
     @staticmethod
     def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -197,6 +208,13 @@ class S4DKernel(Timescale, RealPart, DiagonalKernel):
         """See `DiagonalKernel`."""
         C = as_pairs(self.C, self.is_real)
         return C if self.A_imag is None else self.masked(C, self.A_imag)
+
+
+def scan_from(x: Tensor, factor: Tensor, drive: Tensor) -> Tensor:
+    """All states x_k = factor_k x_{k-1} + drive_k from x (B, H, n, 2); factor and drive (B, L, H, n, 2) -> the same."""
+    first = drive[:, :1] + DiagonalKernel.product(factor[:, :1], x[:, None])
+    drive = torch.cat([first, drive[:, 1:]], 1)
+    return varying_scan(factor.flatten(2, 3), drive.flatten(2, 3)).unflatten(2, drive.shape[2:4])
 
 
 def as_pairs(x: Tensor, is_real: bool) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from s4nd.kernels.base import RecurrentKernel, empty_parameters
+from s4nd.kernels.diagonal import scan_from
 from s4nd.ops import at_least_float32, wide
 from s4nd.ops.exponentials import block_split
 
@@ -80,6 +81,14 @@ class EMAKernel(RecurrentKernel):
         log_q, weight = self._discretize(step)
         return [log_q.exp(), weight, self._readout()]
 
+    def states(self, u: Tensor, x: Tensor, dt: Tensor) -> Tensor:
+        """See `RecurrentKernel.states`; here by a scan."""
+        self.refresh()
+        log_q, weight = (t.to(x.dtype) for t in self._discretize(wide(dt)[..., None, None]))
+        drive = weight * u.to(x.dtype).transpose(1, 2)[..., None]  # (B, L, H, N)
+        factor, drive, x = (torch.stack([t, torch.zeros_like(t)], -1) for t in (log_q.exp(), drive, x))
+        return scan_from(x, factor, drive)[..., 0]
+
     @staticmethod
     def advance(u: Tensor, x: Tensor, system: list[Tensor]) -> tuple[Tensor, Tensor]:
         """One sample: u (B, H), x (B, H, N) -> y (B, c, H), new x."""
@@ -97,8 +106,8 @@ class EMAKernel(RecurrentKernel):
         self.refresh()
         return self._decays(self._readout() * wide(x), self._discretize(step)[0], length)
 
-    def _discretize(self, step: float) -> tuple[Tensor, Tensor]:
-        """log q·step and the weight of an input, each (H, N), float64."""
+    def _discretize(self, step: float | Tensor) -> tuple[Tensor, Tensor]:
+        """log q·step and the weight of an input, each (H, N), float64; of steps (…, 1, 1) with their axes in front."""
         p = torch.sigmoid(wide(self.alpha))
         forgotten = p * torch.sigmoid(wide(self.delta))  # 1 - q
         log_q = torch.log1p(-forgotten) * step

@@ -3,6 +3,7 @@
 Shape legend: B = batch, H = d_model, L1…Ld = size per axis.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from s4nd.ops import observed
+from s4nd.ops import observed, values_are_known
 from s4nd.ops.dispatch import at_one_size
 from s4nd.resolution import check_grid
 
@@ -200,6 +201,18 @@ def without_padding(x: Tensor, padding: Tensor | None) -> Tensor:
         return x
     check_padding(padding, x)
     return x.masked_fill(padding[:, None], 0.0)
+
+
+def check_dt(dt: Tensor, x: Tensor) -> None:
+    """Raise ValueError unless dt holds positive finite times (B, L) for x (B, C, L)."""
+    if dt.shape != (x.shape[0], x.shape[2]) or not dt.is_floating_point():
+        raise ValueError(
+            f'dt must be the time of each sample since the one before, floating-point numbers ({x.shape[0]}, '
+            f'{x.shape[2]}), got {dt.dtype} of shape {list(dt.shape)}'
+        )
+    if values_are_known(dt) and dt.numel() and not ((dt > 0) & (dt < math.inf)).all():
+        bad = dt[~((dt > 0) & (dt < math.inf))][0]
+        raise ValueError(f'dt must be positive and finite, got {float(bad)}: times must increase from sample to sample')
 
 
 def _marks(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:

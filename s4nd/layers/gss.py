@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from s4nd.kernels import GSSKernel
 from s4nd.layers.attention import LocalAttention
-from s4nd.layers.base import check_sample, check_signal, check_unit_step, without_padding
+from s4nd.layers.base import check_dt, check_sample, check_signal, check_unit_step, without_padding
+from s4nd.layers.irregular import irregular
 from s4nd.layers.streaming import State, scoped, within
 from s4nd.ops import run_recurrence, separable_conv
 
@@ -67,26 +68,43 @@ class GSS(nn.Module):
         nn.init.normal_(self.D)
 
     def forward(
-        self, x: Tensor, state: State | None = None, *, padding: Tensor | None = None
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        dt: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, State]:
         """Transform x (B, C, L); with a state, go on from it and return the output and the state after x.
 
+        dt (B, L) is the time of each sample since the one before, see `S4.forward`; in reverse, to the one after.
         padding (B, L) is true for samples that the state space takes as zero; outputs there mean nothing.
         """
         x = check_signal(x, self.d_model, 1)
         x = x.transpose(1, 2)  # (B, L, C)
         u, v = self._inputs(x)
         v = without_padding(v.transpose(1, 2), padding)  # (B, H, L)
-        if state is None:
-            taps = self.kernel(x.shape[1])
-            lags, center = (taps.flip(-1), taps.shape[-1] - 1) if self.reverse else (taps, 0)
-            s, after = separable_conv(v, [lags], [center], skip=self.D), None
-        else:
-            self._check_causal()
-            s, after = run_recurrence(self.kernel.advance, self.system(), v, state['x'])
-            s = s + self.D.to(v.dtype)[:, None] * v
+        s, after = self._filter(v, None if state is None else state['x'], dt)
         y = self._output(x, u, s.transpose(1, 2)).transpose(1, 2)
-        return y if after is None else (y, {'x': after})
+        return y if state is None else (y, {'x': after})
+
+    def _filter(self, v: Tensor, before: Tensor | None, dt: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """DSS(v) + D ∘ v of v (B, H, L), and the state after it where there is one before."""
+        if before is None and dt is None:
+            taps = self.kernel(v.shape[2])
+            lags, center = (taps.flip(-1), taps.shape[-1] - 1) if self.reverse else (taps, 0)
+            return separable_conv(v, [lags], [center], skip=self.D), None
+        if before is not None:
+            self._check_causal()
+        if dt is None:
+            s, after = run_recurrence(self.kernel.advance, self.system(), v, before)
+        else:
+            check_dt(dt, v)
+            before = self.kernel.init_state(len(v))['x'] if before is None else before
+            turned = (v.flip(2), dt.flip(1)) if self.reverse else (v, dt)
+            s, after = irregular(self.kernel, turned[0], before, turned[1])
+            s = s.flip(2) if self.reverse else s
+        return s + self.D.to(v.dtype)[:, None] * v, after
 
     def init_state(self, batch: int) -> State:
         """Make the zero state: a flat dict of tensors, batch first. Raises ValueError for a layer in reverse."""
@@ -162,13 +180,27 @@ class GSSHybrid(nn.Module):
             for i in range(depth)
         )
 
-    def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
-        """Transform x (B, C, L); with a state, go on from it and return the output and the state after x."""
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        dt: Tensor | None = None,
+        padding: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, State]:
+        """Transform x (B, C, L); with a state, go on from it and return the output and the state after x.
+
+        dt and padding as GSS; attention counts samples and has no use for dt.
+        """
+
+        def run(layer: nn.Module, x: Tensor, own: State | None) -> Any:
+            return layer(x, own, padding=padding, **({'dt': dt} if isinstance(layer, GSS) else {}))
+
         if state is None:
             for layer in self.layers:
-                x = layer(x)
+                x = run(layer, x, None)
             return x
-        return self._through(x, state, lambda layer, x, own, i: layer(x, own))
+        return self._through(x, state, lambda layer, x, own, i: run(layer, x, own))
 
     def init_state(self, batch: int) -> State:
         """Make the state before the first sample: a flat dict of tensors, batch first."""

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from s4nd.kernels.diagonal import DiagonalKernel
-from s4nd.layers.base import check_sample, check_signal
+from s4nd.layers.base import check_dt, check_sample, check_signal
 from s4nd.layers.s4 import S4
 from s4nd.layers.streaming import State
 from s4nd.ops import diagonal_scan, separable_conv, varying_scan
@@ -86,15 +86,19 @@ class LiquidS4(S4):
         self.exact = True  # products of many samples have a wide range
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, state: State | None = None, step: float | None = None
+        self, x: Tensor, state: State | None = None, step: float | None = None, *, dt: Tensor | None = None
     ) -> Tensor | tuple[Tensor, State]:
-        """See `S4.forward`."""
+        """See `S4.forward`; only 'allcombs' and 'exact' take dt."""
         x = check_signal(x, self.d_model, 1)
         _check_step(1.0 if step is None else step)
+        if dt is not None:
+            check_dt(dt, x)
         u = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         if self.mode in ('allcombs', 'exact'):
-            y, after = self._run(u, self.init_state(len(x)) if state is None else state)
+            y, after = self._run(u, self.init_state(len(x)) if state is None else state, dt)
             return y.to(x.dtype) if state is None else (y.to(x.dtype), after)
+        if dt is not None:
+            raise ValueError(f"mode '{self.mode}' has one step: expected dt=None, or mode 'allcombs' or 'exact'")
         # Inputs before the clip: those of the state, or zeros.
         before = None if state is None else state['past'].flip(1).transpose(1, 2).to(u.dtype)
         products = _products(u, before, self.degree)  # (B, p - 1, H, L)
@@ -183,24 +187,35 @@ class LiquidS4(S4):
             powers.append(kernel.product(powers[-1], B[0]))
         return powers
 
-    def _run(self, u: Tensor, state: State) -> tuple[Tensor, State]:
+    def _run(self, u: Tensor, state: State, dt: Tensor | None = None) -> tuple[Tensor, State]:
         """'allcombs' or 'exact' over u (B, H, L) from a state."""
-        system = self.system()
-        if isinstance(self.kernels[0], DiagonalKernel):
-            return self._scan(u, state, system)
-        outputs = []
-        for u_t in u.unbind(-1):
-            y, state = self.step(u_t, state, system)
+        kernel = self.kernels[0]
+        if isinstance(kernel, DiagonalKernel):
+            return self._scan(u, state, self.system(), dt)
+        system, outputs = self.system(), []
+        varying = [] if dt is None else self._systems(dt, state['x'].dtype)
+        for k, u_t in enumerate(u.unbind(-1)):
+            y, state = self.step(u_t, state, [t[:, k] for t in varying] if varying else system)
             outputs.append(y)
         return torch.stack(outputs, -1), state
 
-    def _scan(self, u: Tensor, state: State, system: list[Tensor]) -> tuple[Tensor, State]:
+    def _systems(self, dt: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """What `system` gives for these modes, at steps dt (B, L)."""
+        kernel = self.kernels[0]
+        systems = [t.to(dtype) for t in kernel.systems(dt)]
+        zero = kernel.init_state(dt.numel())['x'].to(dtype)
+        _, B = kernel.advance(zero.new_ones(dt.numel(), self.d_model), zero, [t.flatten(0, 1) for t in systems])
+        return [*systems, B.unflatten(0, dt.shape)]
+
+    def _scan(self, u: Tensor, state: State, system: list[Tensor], dt: Tensor | None = None) -> tuple[Tensor, State]:
         """The same for diagonal kernels, by associative scans over the states of all features."""
         *linear, B = system
         kernel, batch, length = self.kernels[0], u.shape[0], u.shape[2]
-        A = torch.stack(linear[:2], -1)  # (H, n, 2)
+        A = torch.stack(linear[:2], -1)  # (H, n, 2), or with dt as drive
+        if dt is not None and isinstance(kernel, DiagonalKernel):
+            A, B = (t.to(B.dtype) for t in kernel.gains(dt))
         drive = u.to(B.dtype).transpose(1, 2)[..., None, None] * B  # (B, L, H, n, 2)
-        flat = (batch, length, B[..., 0].numel(), 2)
+        flat = (batch, length, drive[0, 0, ..., 0].numel(), 2)
 
         def states(factor: Tensor, terms: Tensor, before: Tensor) -> Tensor:
             """x_k = factor_k x_{k-1} + terms_k; the factor of all samples alike is (H, n, 2)."""

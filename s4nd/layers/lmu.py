@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from s4nd.kernels.base import check_choice, check_length_and_step
 from s4nd.kernels.lmu import DISCRETIZATIONS, discretize_delay
-from s4nd.layers.base import check_sample, check_signal
+from s4nd.layers.base import check_dt, check_sample, check_signal
 from s4nd.layers.streaming import State
 from s4nd.ops import at_least_float32, wide
 
@@ -99,13 +99,18 @@ class LMU(nn.Module):
             if linear is not None:
                 nn.init.orthogonal_(linear.weight)
 
-    def forward(self, x: Tensor, state: State | None = None) -> Tensor | tuple[Tensor, State]:
-        """Run over x (B, D, L); with a state, go on from it and return the output and the state after x."""
+    def forward(
+        self, x: Tensor, state: State | None = None, *, dt: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, State]:
+        """Run over x (B, D, L); with a state, go on from it and return the output and the state after x.
+
+        dt (B, L) is the time of each sample since the one before: u of sample k is held over dt[k].
+        """
         x = check_signal(x, self.d_model, 1)
-        system, outputs = self.system(), []
+        system, outputs = self.system() if dt is None else self._systems(dt, x), []
         now = self.init_state(len(x)) if state is None else state
-        for x_t in x.unbind(-1):
-            y, now = self.step(x_t, now, system)
+        for k, x_t in enumerate(x.unbind(-1)):
+            y, now = self.step(x_t, now, system if dt is None else [t[:, k] for t in system])
             outputs.append(y)
         y = torch.stack(outputs, -1)
         return y if state is None else (y, now)
@@ -123,11 +128,22 @@ class LMU(nn.Module):
         """Discretize the memory, [Ā - I (N, N), B̄ (N,)]: compute it once before a loop of `step` calls."""
         check_length_and_step(1, step)
         dtype = at_least_float32(self.encoder.weight.dtype)
+        return [t.to(dtype) for t in discretize_delay(self.d_state, self._window(), step, self.discretization)]
+
+    def _systems(self, dt: Tensor, x: Tensor) -> list[Tensor]:
+        """Those of steps dt (B, L): (B, L, N, N) and (B, L, 1, N)."""
+        check_dt(dt, x)
+        dtype, theta = at_least_float32(self.encoder.weight.dtype), self._window()
+        change, B = torch.func.vmap(lambda step: discretize_delay(self.d_state, theta, step, self.discretization))(
+            wide(dt).flatten()
+        )
+        return [change.unflatten(0, dt.shape).to(dtype), B.unflatten(0, dt.shape)[..., None, :].to(dtype)]
+
+    def _window(self) -> Tensor:
+        """θ in samples, (1,), float64."""
         if self.log_theta is None:
-            theta = wide(torch.full((1,), self.theta, device=self.encoder.weight.device))
-        else:
-            theta = wide(self.log_theta).exp()
-        return [t.to(dtype) for t in discretize_delay(self.d_state, theta, step, self.discretization)]
+            return wide(torch.full((1,), self.theta, device=self.encoder.weight.device))
+        return wide(self.log_theta).exp()
 
     def step(self, x: Tensor, state: State, system: list[Tensor] | None = None) -> tuple[Tensor, State]:
         """Take one sample (B, D) -> (B, H) and the new state; `state` is left as it was."""
@@ -137,7 +153,7 @@ class LMU(nn.Module):
         u = self.encoder(torch.cat([x, hidden.to(x.dtype)], -1) if self.hidden_to_memory else x)  # (B, M)
         if self.recall is not None:
             u = u + self.recall(memory.flatten(1).to(x.dtype))
-        memory = memory + memory @ change.T + u.to(memory.dtype)[..., None] * B
+        memory = memory + memory @ change.mT + u.to(memory.dtype)[..., None] * B
         y = memory.flatten(1).to(x.dtype)
         y = torch.cat([y, x], -1) if self.input_to_hidden else y
         if self.cell is not None and self.cell_recall is not None:

@@ -12,7 +12,16 @@ from torch.nn import functional as F
 from s4nd.kernels import EMAKernel
 from s4nd.layers.attention import ChunkedAttention
 from s4nd.layers.attention_bias import LagTable, RotaryBias
-from s4nd.layers.base import check_floating, check_padding, check_sample, check_signal, check_unit_step
+from s4nd.layers.base import (
+    check_dt,
+    check_floating,
+    check_padding,
+    check_sample,
+    check_signal,
+    check_unit_step,
+    without_padding,
+)
+from s4nd.layers.irregular import irregular
 from s4nd.layers.norms import make_norm, normalized
 from s4nd.layers.streaming import State, scoped, within
 from s4nd.ops import run_recurrence, separable_conv
@@ -58,19 +67,37 @@ class MovingAverage(nn.Module):
         nn.init.normal_(self.omega)
 
     def forward(
-        self, x: Tensor, state: State | None = None, padding: Tensor | None = None
+        self, x: Tensor, state: State | None = None, padding: Tensor | None = None, dt: Tensor | None = None
     ) -> Tensor | tuple[Tensor, State]:
         """Average x (B, C, L); with a state, go on from it and return the output and the state after x.
 
-        padding (B, L) is true for samples that the averages take as zero; ω sees them as they are.
+        padding (B, L) is true for samples that the averages take as zero; ω sees them as they are. dt (B, L) is the
+        time of each sample since the one before, see `S4.forward`.
         """
         x = check_signal(x, self.d_model, 1)
         check_padding(padding, x)
         if state is None:
-            return F.silu(self.convolve(x, padding) + self.omega.to(x.dtype)[:, None] * x)
+            y = self.convolve(x, padding) if dt is None else self._irregular(without_padding(x, padding), None, dt)[0]
+            return F.silu(y + self.omega.to(x.dtype)[:, None] * x)
         self.check_streams(padding)
-        y, after = run_recurrence(self.kernel.advance, self.system(), x, state['x'])
+        if dt is None:
+            y, after = run_recurrence(self.kernel.advance, self.system(), x, state['x'])
+        else:
+            y, after = self._irregular(x, state['x'], dt)
         return F.silu(y + self.omega.to(x.dtype)[:, None] * x), {'x': after}
+
+    def _irregular(self, x: Tensor, before: Tensor | None, dt: Tensor) -> tuple[Tensor, Tensor]:
+        """EMA(x) at steps dt and the state after it."""
+        check_dt(dt, x)
+        if self.l_max is not None:
+            raise ValueError(f'an average that is cut after {self.l_max} taps has one step: expected dt=None')
+        before = self.kernel.init_state(len(x))['x'] if before is None else before
+        if not self.bidirectional:
+            return irregular(self.kernel, x, before, dt)
+        # Each direction has half of the kernel's features.
+        back, after = irregular(self.kernel, torch.cat([x, x], 1), before, dt)
+        ahead, _ = irregular(self.kernel, torch.cat([x, x], 1).flip(2), before, dt.flip(1))
+        return back[:, : self.d_model] + ahead[:, self.d_model :].flip(2), after
 
     def convolve(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Compute EMA(x) alone, (B, C, L) -> (B, C, L)."""
@@ -196,20 +223,21 @@ class Mega(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(
-        self, x: Tensor, state: State | None = None, padding: Tensor | None = None
+        self, x: Tensor, state: State | None = None, padding: Tensor | None = None, dt: Tensor | None = None
     ) -> Tensor | tuple[Tensor, State]:
         """Transform x (B, C, L); with a state, go on from it and return the output and the state after x.
 
         padding (B, L) is true for samples that neither averages nor attention take in; outputs there mean nothing.
+        dt (B, L) is the time of each sample since the one before, for the averages; attention counts samples.
         """
         x = check_signal(x, self.d_model, 1)
         check_padding(padding, x)
         x = x.transpose(1, 2)  # (B, L, C)
         u = normalized(self.norm, x, padding) if self.prenorm else x
         if state is None:
-            average, after = self.average(u.transpose(1, 2), padding=padding), None
+            average, after = self.average(u.transpose(1, 2), padding=padding, dt=dt), None
         else:
-            average, after = self.average(u.transpose(1, 2), scoped(state, 'average'), padding)
+            average, after = self.average(u.transpose(1, 2), scoped(state, 'average'), padding, dt)
         q, k, v, gates = self._project(average.transpose(1, 2), u)
         q, k, v = q[:, None], k[:, None], v[:, None]  # one head
         if after is None:

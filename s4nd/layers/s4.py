@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from s4nd.kernels import KERNELS, RecurrentKernel
-from s4nd.layers.base import check_sample, check_signal
+from s4nd.layers.base import check_dt, check_sample, check_signal
+from s4nd.layers.irregular import irregular, two_sided
 from s4nd.layers.s4nd import S4ND
 from s4nd.layers.streaming import State
 from s4nd.ops import run_recurrence
@@ -74,7 +75,7 @@ class S4(S4ND):
         return 1
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, state: State | None = None, step: float | None = None
+        self, x: Tensor, state: State | None = None, step: float | None = None, *, dt: Tensor | None = None
     ) -> Tensor | tuple[Tensor, State]:
         """Convolve x (B, H, L); with a state, go on from it and return the output and the state after x.
 
@@ -82,7 +83,11 @@ class S4(S4ND):
             x: (B, H, L), L >= 1.
             state: from `init_state` or an earlier call; None: there is nothing before x, and no state is returned.
             step: spacing of the samples in samples of the grid; None: grid / L, but 1 where a state is given.
+            dt: (B, L), time of each sample since the one before, in samples of the grid: sample k is held over dt[k].
+                The recurrence runs at these steps, by a scan where the kernel is diagonal. In place of step.
         """
+        if dt is not None:
+            return self._irregular(x, state, dt, step)
         if state is None:
             return super().forward(x, None if step is None else [step])
         self._check_streams()
@@ -90,6 +95,26 @@ class S4(S4ND):
         kernel = self.kernels[0]
         y, after = run_recurrence(kernel.advance, kernel.system(1.0 if step is None else step), x, state['x'])
         return self._add_skip(y, x), {'x': after}
+
+    def _irregular(
+        self, x: Tensor, state: State | None, dt: Tensor, step: float | None
+    ) -> Tensor | tuple[Tensor, State]:
+        """The forward at irregular steps."""
+        x = check_signal(x, self.d_model, 1)
+        check_dt(dt, x)
+        if step is not None:
+            raise ValueError(f'dt stands in place of step: expected step=None beside it, got {step}')
+        kernel = self.kernels[0]
+        if not isinstance(kernel, RecurrentKernel) or self._l_max[0] != math.inf:
+            raise ValueError('a kernel without a recurrence has one step: expected dt=None')
+        if self.bidirectional[0]:
+            if state is not None:
+                self._check_streams()
+            return self._add_skip(two_sided(kernel, x, dt, self.cell == 'published').to(x.dtype), x)
+        before = kernel.init_state(len(x))['x'] if state is None else state['x']
+        y, after = irregular(kernel, x, before, dt)
+        y = self._add_skip(y, x)
+        return y if state is None else (y, {'x': after})
 
     def init_state(self, batch: int) -> State:
         """Make the state before the first sample, all zero."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from s4nd import hippo
 from s4nd.kernels.base import Timescale, check_choice, check_length_and_step, empty_parameters, flat
 from s4nd.kernels.diagonal import DISCRETIZATIONS
-from s4nd.layers.base import GridLayer, check_sample, check_signal
+from s4nd.layers.base import GridLayer, check_dt, check_sample, check_signal
 from s4nd.layers.streaming import State
 from s4nd.ops import (
     at_least_float32,
@@ -136,7 +136,12 @@ class S5(Timescale, GridLayer):
         return self
 
     def forward(
-        self, x: Tensor, state: State | None = None, step: float | Tensor | None = None
+        self,
+        x: Tensor,
+        state: State | None = None,
+        step: float | Tensor | None = None,
+        *,
+        dt: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, State]:
         """Filter x (B, H, L); with a state, go on from it and return the output and the state after x.
 
@@ -145,8 +150,14 @@ class S5(Timescale, GridLayer):
             state: from `init_state` or an earlier call; None: there is nothing before x, and no state is returned.
             step: spacing of the samples in samples of the grid: a number, or for samples at irregular times a tensor
                 (L,) or (B, L), where sample k is held over step[k]. None: grid / L, but 1 where a state is given.
+            dt: (B, L), the same steps under the name that all layers have for them; in place of step.
         """
         x = check_signal(x, self.d_model, 1)
+        if dt is not None:
+            check_dt(dt, x)
+            if step is not None:
+                raise ValueError(f'dt stands in place of step: expected step=None beside it, got {step}')
+            step = dt
         if step is None:
             step = axis_steps(self._grid, [x.shape[2]])[0] if state is None else 1.0
         self._check_step(step, x)

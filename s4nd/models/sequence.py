@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from s4nd.layers.attention import LocalAttention
 from s4nd.layers.base import without_padding
 from s4nd.layers.mega import NormalizedFeedForward
 from s4nd.layers.named import make_block
@@ -144,15 +145,14 @@ class SequenceModel(nn.Module):
             raise ValueError('streams have no padding: expected lengths=None where a state is given')
         self._check_streams()
         self._check_input(x)
-        y, new = self.encoder(x).transpose(1, 2), State()
-        options = {} if dt is None else {'dt': dt}
+        clip, new = Clip(self.encoder(x).transpose(1, 2), None, dt), State()
         for i, layer in enumerate(self.layers):
             if not hasattr(layer, 'init_state'):
-                y = layer(y)
+                clip = clip.through(layer)
                 continue
-            y, own = layer(y, scoped(state, f'layers.{i}'), **options)
+            clip, own = clip.onward(layer, scoped(state, f'layers.{i}'))
             new |= within(f'layers.{i}', own)
-        y = self.norm(y.transpose(1, 2))
+        y = self.norm(clip.x.transpose(1, 2))
         if self.head == 'mean':
             return self._mean(y.sum(1), y.shape[1], state, new)
         return self._decode(y, None), new
@@ -225,10 +225,19 @@ class Clip(NamedTuple):
     dt: Tensor | None
 
     def through(self, layer: nn.Module) -> 'Clip':
-        """Apply a layer, which is given what there is; a feed-forward has no use for dt."""
+        """Apply a layer, which is given what there is."""
+        return self._replace(x=layer(self.x, **self._options(layer)))
+
+    def onward(self, layer: nn.Module, state: State) -> tuple['Clip', State]:
+        """Apply a layer from a state, and return the state after the clip too."""
+        x, state = layer(self.x, state, **self._options(layer))
+        return self._replace(x=x), state
+
+    def _options(self, layer: nn.Module) -> dict[str, Tensor]:
+        if self.dt is not None and isinstance(layer, LocalAttention):
+            raise ValueError('attention counts samples and knows no time: expected dt=None')
         dt = None if isinstance(layer, NormalizedFeedForward) else self.dt
-        given = {name: value for name, value in (('padding', self.padding), ('dt', dt)) if value is not None}
-        return self._replace(x=layer(self.x, **given))
+        return {name: value for name, value in (('padding', self.padding), ('dt', dt)) if value is not None}
 
 
 class Pool(nn.Module):

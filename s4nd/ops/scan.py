@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from s4nd.ops.dispatch import by_hand, wants_graph
 
@@ -68,7 +69,8 @@ def plain_diagonal_scan(
 def varying_scan(a: Tensor, b: Tensor, reverse: bool = False) -> Tensor:
     """States of the recurrence whose factor varies, x_k = a_k x_{k-1} + b_k, or in reverse x_k = a_k x_{k+1} + b_k.
 
-    Spans double without a tree: O(LP log L), in real arithmetic that autograd differentiates any number of times.
+    Work and memory are O(LP); the gradients are the scan from the other end with the conjugate factors. Where plain
+    arithmetic is needed, spans double without a tree, in O(LP log L).
 
     Args:
         a: (…, L, P, 2), real and imaginary part, |a| <= 1; axes before L are broadcast against those of b.
@@ -80,7 +82,19 @@ def varying_scan(a: Tensor, b: Tensor, reverse: bool = False) -> Tensor:
     """
     if reverse:
         a, b = a.flip(-3), b.flip(-3)
-    a_re, a_im = a.to(b.dtype).unbind(-1)
+    a = a.to(b.dtype)
+    x = _complex_varying_scan(a, b) if by_hand(b) else _plain_varying_scan(a, b)
+    return x.flip(-3) if reverse else x
+
+
+@torch.jit.unused
+def _complex_varying_scan(a: Tensor, b: Tensor) -> Tensor:
+    pairs = [torch.view_as_complex(t.contiguous()) for t in torch.broadcast_tensors(a, b)]
+    return torch.view_as_real(_VaryingScan.apply(*pairs))
+
+
+def _plain_varying_scan(a: Tensor, b: Tensor) -> Tensor:
+    a_re, a_im = a.unbind(-1)
     b_re, b_im = b.unbind(-1)
     length, span = b.shape[-3], 1
     while span < length:
@@ -93,8 +107,44 @@ def varying_scan(a: Tensor, b: Tensor, reverse: bool = False) -> Tensor:
         e_re, e_im = c_re * d_re - c_im * d_im, c_re * d_im + c_im * d_re
         a_re, a_im = torch.cat([a_re[..., :span, :], e_re], -2), torch.cat([a_im[..., :span, :], e_im], -2)
         span *= 2
-    x = torch.stack([b_re, b_im], -1)
-    return x.flip(-3) if reverse else x
+    return torch.stack([b_re, b_im], -1)
+
+
+class _VaryingScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        x = b.clone(memory_format=torch.contiguous_format)
+        _varying_scan_(a.clone(memory_format=torch.contiguous_format), x)
+        ctx.save_for_backward(a, x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, x = ctx.saved_tensors
+        # λ_k = g_k + ā_{k+1} λ_{k+1}; the states are an output of this function, so that all of it is differentiable.
+        turned = F.pad(a[..., 1:, :].conj(), (0, 0, 0, 1)).flip(-2)
+        back = (_VaryingScan.apply if by_hand(grad) else _plain_complex)(turned, grad.flip(-2)).flip(-2)
+        return back * F.pad(x[..., :-1, :].conj(), (0, 0, 1, 0)), back
+
+
+def _plain_complex(a: Tensor, b: Tensor) -> Tensor:
+    a, b = (torch.view_as_real(t.resolve_conj()) for t in (a, b))
+    return torch.view_as_complex(_plain_varying_scan(a, b))
+
+
+def _varying_scan_(a: Tensor, x: Tensor) -> None:
+    """The tree of `_scan_` for factors that vary, in place: row k of `a` becomes the product of the block before it."""
+    length, span = x.shape[-2], 1
+    levels = []
+    while 2 * span <= length:
+        to, from_ = slice(2 * span - 1, None, 2 * span), slice(span - 1, length - span, 2 * span)
+        x[..., to, :] += a[..., to, :] * x[..., from_, :]
+        a[..., to, :] *= a[..., from_, :].clone()
+        levels.append(span)
+        span *= 2
+    for span in reversed(levels):
+        to, from_ = slice(3 * span - 1, None, 2 * span), slice(2 * span - 1, length - span, 2 * span)
+        x[..., to, :] += a[..., to, :] * x[..., from_, :]
 
 
 class _DiagonalScan(torch.autograd.Function):

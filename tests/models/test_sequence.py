@@ -106,6 +106,34 @@ def test_chunks_and_steps_equal_the_whole(layer: str, head: str) -> None:
     torch.testing.assert_close(y, true[:, -1] if head == 'step' else true, atol=1e-10, rtol=0)
 
 
+TIMED = ('s4d', 's4', 'lmu', 'lssl', 'ema', 'dss-exp', 'nplr', 's5', 'gss', 'mega', 'lmu-cell')
+
+
+@pytest.mark.parametrize('layer', TIMED)
+def test_irregular_samples(layer: str) -> None:
+    """Equal steps are the regular path, chunks equal the whole, and steps of padding count for nothing."""
+    model, x, lengths = make(layer, ff=1), clips(), torch.tensor(LENGTHS)
+    torch.testing.assert_close(model(x, dt=torch.ones(3, 11, dtype=DOUBLE)), model(x), atol=1e-10, rtol=0)
+    dt = torch.rand(3, 11, dtype=DOUBLE) + 0.2
+    y = model(x, dt=dt)
+    first, state = model(x[:, :5], model.init_state(3), dt=dt[:, :5])
+    second, _ = model(x[:, 5:], state, dt=dt[:, 5:])
+    torch.testing.assert_close(torch.cat([first, second], 1), y, atol=1e-10, rtol=0)
+    empty = dt.masked_fill(torch.arange(11) >= lengths[:, None], torch.nan)
+    padded = model(x, lengths=lengths, dt=empty)
+    for i, n in enumerate(LENGTHS):
+        torch.testing.assert_close(padded[i, :n], y[i, :n], atol=1e-10, rtol=0)
+
+
+def test_irregular_samples_from_both_sides_and_pooled() -> None:
+    x, dt = clips(), torch.rand(3, 11, dtype=DOUBLE) + 0.2
+    model = make('s5', bidirectional=True, head='mean', pool=(2,), expand=2)
+    y = model(x, lengths=torch.tensor(LENGTHS), dt=dt)
+    for i, n in enumerate(LENGTHS):
+        torch.testing.assert_close(y[i], model(x[i : i + 1, :n], dt=dt[i : i + 1, :n])[0], atol=1e-10, rtol=0)
+    torch.testing.assert_close(model(x, dt=torch.ones_like(dt)), model(x), atol=1e-10, rtol=0)
+
+
 def test_tokens() -> None:
     torch.manual_seed(0)
     model = SequenceModel(7, 7, 's4d', d_model=6, n_layers=1, tokens=True, dtype=DOUBLE)
@@ -154,6 +182,7 @@ def test_glu_is_an_option() -> None:
     (lambda: make('s6'), "unknown layer 's6': expected one of s4d, s4"),
     (lambda: make_layer('s5', 4, rank=2), r"layer 's5' has no option \['rank'\]"),
     (lambda: make('gss', bidirectional=True), "layer 'gss' has no two-sided form"),
+    (lambda: make('attention')(clips(), dt=torch.ones(3, 11)), 'attention counts samples and knows no time'),
     (lambda: make('attention', norm='batch'), "'attention' is a whole block, which has no such norm"),
 ])  # fmt: skip
 def test_bad_input(call: Any, says: str) -> None:
