@@ -1,7 +1,8 @@
 """Which layer models text best for equal time? Character models of equal time a training step, bits a character.
 
     python benchmarks/char_lm.py [text=FILE models=s4d,gss,gss-hybrid,mega-chunk width=128 depth=4 length=512 batch=4
-                                  chunk=128 d_state=256 steps=1000 lr=0.004 seed=0 rounds=15 threads=1 out=out/char_lm]
+                                  chunk=128 d_state=256 steps=1000 lr=0.004 seed=0 rounds=15 threads=1 match=time
+                                  out=out/char_lm]
 
 Characters are bytes of UTF-8. Without text=FILE the text is the standard library of the Python that runs: the modules
 of its top folder, sorted by name, one after the other (4.7 MB in Python 3.11). The last twentieth is held out.
@@ -10,12 +11,14 @@ Every model is an embedding, `depth` layers, a norm and a head, trained with the
 `length` characters for the same number of steps:
 
     s4d         norm -> S4D (N = 64) -> GELU -> linear -> GLU, residual
+    dss         the same with DSS-exp of 64 modes, as released
     gss         GSS, reduce 4, expand 4
     gss-hybrid  the same, the second layer of four a Transformer block with causal attention in chunks
     mega-chunk  Mega with attention in chunks, each followed by a feed-forward of twice the width
 
 `width` is that of s4d, `chunk` that of both attentions, `d_state` that of GSS. The widths of the others, multiples of
-4, are those whose step takes as long (interleaved medians, s4d beside each). steps=0 ends after that. Bits a character
+4, are those whose step takes as long (interleaved medians, s4d beside each), or with match=size those with the most
+nearly equal number of parameters. steps=0 ends after that. Bits a character
 are those of the held-out text in windows of `length` and of 8 · `length`. Every result is written when it is there; a
 second run takes those of the same settings from the folder.
 """
@@ -59,13 +62,15 @@ def layers(name: str, width: int, settings: Settings) -> list[nn.Module]:
     depth, chunk, d_state = (int(settings[key]) for key in ('depth', 'chunk', 'd_state'))
     if name == 's4d':
         return [S4Block(width, mixer_args={'kernel': 's4d'}) for _ in range(depth)]
+    if name == 'dss':
+        return [S4Block(width, mixer_args={'kernel': 'dss-exp', 'd_state': 128}) for _ in range(depth)]
     if name == 'gss':
         return [Transposed(GSS(width, d_state=d_state)) for _ in range(depth)]
     if name == 'gss-hybrid':
         return [Transposed(GSSHybrid(width, depth, chunk=chunk, num_heads=4, d_state=d_state))]
     if name == 'mega-chunk':
         return [nn.Sequential(Transposed(Mega(width, chunk=chunk)), FeedForward(width, 2, 0.0)) for _ in range(depth)]
-    sys.exit(f"unknown model '{name}': expected some of s4d, gss, gss-hybrid, mega-chunk")
+    sys.exit(f"unknown model '{name}': expected some of s4d, dss, gss, gss-hybrid, mega-chunk")
 
 
 def make_model(name: str, width: int, settings: Settings) -> nn.Module:
@@ -108,6 +113,17 @@ def stepper(name: str, width: int, settings: Settings) -> Callable[[], None]:
         optimizer.step()
 
     return step
+
+
+def match_size(name: str, settings: Settings) -> dict[str, object]:
+    """The width with which `name` has about as many parameters as s4d."""
+
+    def size(name: str, width: int) -> int:
+        return sum(p.numel() for p in make_model(name, width, settings).parameters())
+
+    widths = range(4, 2 * int(settings['width']) + 1, 4)
+    target = size('s4d', int(settings['width']))
+    return {'width': min(widths, key=lambda width: abs(size(name, width) - target))}
 
 
 def match_width(name: str, settings: Settings) -> dict[str, object]:
@@ -184,8 +200,9 @@ def stored(path: Path, settings: Settings, compute: Callable[[], dict[str, objec
 def measure(name: str, settings: Settings) -> dict[str, object]:
     """The row of a model: its width, and what its training gave."""
     folder = Path(settings['out'])
-    timed = {key: settings[key] for key in (*SIZES, 'threads')}
-    row = {'model': name, **stored(folder / f'{name}_width.json', timed, lambda: match_width(name, settings))}
+    timed = {key: settings[key] for key in (*SIZES, 'threads', 'match')}
+    match = {'time': match_width, 'size': match_size}[settings['match']]
+    row = {'model': name, **stored(folder / f'{name}_width.json', timed, lambda: match(name, settings))}
     if int(settings['steps']) == 0:
         return row
     learned = timed | {key: settings[key] for key in RECIPE}
@@ -194,7 +211,9 @@ def measure(name: str, settings: Settings) -> dict[str, object]:
 
 if __name__ == '__main__':
     names = 's4d,gss,gss-hybrid,mega-chunk'
-    chosen = options({'models': names, **SIZES, **RECIPE, 'rounds': '15', 'threads': '1', 'out': 'out/char_lm'})
+    chosen = options(
+        {'models': names, **SIZES, **RECIPE, 'rounds': '15', 'threads': '1', 'match': 'time', 'out': 'out/char_lm'}
+    )
     measured, rows = setup(chosen['threads'], 'cpu'), []
     for model in chosen['models'].split(','):
         rows.append(measure(model, chosen))
