@@ -110,7 +110,8 @@ def built(build: Callable[..., Built], args: Mapping[str, Any]) -> Built:
         ConfigError: the constructor fails; it names the option without which it does not.
     """
     for key, value in args.items():
-        rate = isinstance(value, (int, float)) and key.endswith(('drop_rate', 'drop_path_rate', 'dropout'))
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        rate = number and key.endswith(('drop_rate', 'drop_path_rate', 'dropout'))
         if rate and not 0 <= value < 1:
             raise ConfigError(f'model.args.{key}: expected at least 0 and below 1, got {value}')
     try:

@@ -1,4 +1,4 @@
-"""Every shipped configuration of pictures makes some updates on small JPEG files, with its own augmentation."""
+"""Every shipped configuration of pictures and of sequences makes some updates on small files of its kind."""
 
 from pathlib import Path
 
@@ -72,3 +72,50 @@ def test_an_unknown_policy_is_named(tmp_path: Path) -> None:
     words = [f'data.root={tmp_path}', f'out={tmp_path / "out"}', 'data.batch_size=2', 'data.auto_augment=rand-k9']
     with pytest.raises(ValueError, match=r"data\.auto_augment: expected one of timm's policies.* got 'rand-k9'"):
         train.main(['imagenet/s4nd_convnext_tiny', 'device=cpu', 'precision=fp32', 'optim.accumulate=1', *words])
+
+
+SEQUENCES = [name for name in train.shipped_configs() if load_config(train.find_config(name)).task == 'sequence']
+
+
+def write_sequences(root: Path, kind: str) -> Path:
+    """A few small files in the layout of `kind`; the folder or file that is data.root."""
+    random = np.random.default_rng(0)
+    if kind == 'cifar10':
+        write_jpegs(root / 'train', 10, (32,))
+        write_jpegs(root / 'test', 2, (32,))
+    elif kind == 'fashion_mnist':
+        for part in ('train', 't10k'):
+            images, labels = random.integers(0, 256, (20, 8, 8), dtype=np.uint8), np.arange(20, dtype=np.uint8) % 10
+            for array, name in ((images, 'images-idx3'), (labels, 'labels-idx1')):
+                header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>i4').tobytes()
+                (root / f'{part}-{name}-ubyte').write_bytes(header + array.tobytes())
+    elif kind == 'text':
+        (root / 'x.txt').write_text('abc ' * 400)
+        return root / 'x.txt'
+    elif kind == 'folder':
+        for number in range(20):
+            path = root / ('train', 'test')[number % 2] / ('pos', 'neg')[number // 2 % 2] / f'{number}.txt'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text('abc' * (number + 1))
+    else:
+        for listops, aan in (('train', 'train'), ('val', 'eval'), ('test', 'test')):
+            (root / f'basic_{listops}.tsv').write_text('Source\tTarget\n' + '( ( [MAX 4 ) 2 ) ]\t4\n' * 4)
+            (root / f'new_aan_pairs.{aan}.tsv').write_text('1.0\tA\tB\tone\tother\n' * 4)
+    return root
+
+
+@pytest.mark.parametrize('name', SEQUENCES)
+def test_updates_on_sequences(tmp_path: Path, name: str) -> None:
+    data = load_config(train.find_config(name)).data
+    (tmp_path / 'data').mkdir()
+    words = [
+        f'out={tmp_path / "out"}', 'data.train_count=4', 'data.test_count=2', 'data.batch_size=2', 'max_steps=2',
+        'device=cpu', 'threads=1', 'eval.limit=2', 'model.args.d_model=8', 'model.args.n_layers=1',
+    ]  # fmt: skip
+    words += [f'data.length={576 if data.kind == "pathfinder" else 64}', 'data.lag=5', 'data.shortest=null']
+    if data.root is None and data.kind in ('cifar10', 'fashion_mnist', 'text', 'folder', 'listops_files', 'retrieval'):
+        words += [f'data.root={write_sequences(tmp_path / "data", data.kind)}']
+    if 'kernel_args' in load_config(train.find_config(name)).model.args['layer_args']:
+        words += ['model.args.layer_args.kernel_args.n_ssm=1']
+    report = train.main([str(train.find_config(name)), *words])
+    assert report['training']['updates'] == 2 and all(np.isfinite(list(report['results'].values())))

@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -152,8 +152,10 @@ def class_of(path: Path, how: str) -> str:
     raise ValueError(f'unknown labels {how!r}: expected one of {", ".join(LABELS)}')
 
 
-def speech_commands_digits(root: str | Path, download: bool = False) -> dict[str, list[Path]]:
-    """SC09: the recordings of the ten digits in Speech Commands (version 2) below `root`, by its official lists.
+def speech_commands_files(
+    root: str | Path, download: bool = False, words: Collection[str] | None = None
+) -> dict[str, list[Path]]:
+    """The recordings of `words` (None: all 35) in Speech Commands (version 2) below `root`, by its official lists.
 
     `download` fetches the whole set (2.4 GB) into `root` where it is not there yet. Raises ValueError where it is not,
     cannot be fetched, or lacks its lists.
@@ -178,7 +180,7 @@ def speech_commands_digits(root: str | Path, download: bool = False) -> dict[str
         # The metadata only: torchaudio itself cannot read the files without FFmpeg.
         metadata = (commands.get_metadata(i) for i in range(len(commands)))
         folder = root / 'SpeechCommands'
-        found[part] = [folder / path for path, _, label, *_ in metadata if label in SPOKEN_DIGITS]
+        found[part] = [folder / path for path, _, label, *_ in metadata if words is None or label in words]
     return found
 
 

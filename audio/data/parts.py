@@ -1,6 +1,6 @@
 """Train, validation and test clips, and the options that describe them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,32 @@ from .datasets import NORMALIZATIONS, Clips, FolderClips
 from .files import (
     LABELS,
     SPLITS,
+    SPOKEN_DIGITS,
     Stretch,
     class_of,
     scan_files,
     scan_folder,
-    speech_commands_digits,
+    speech_commands_files,
     split_files,
     unpacked,
     whole_files,
 )
 from .plucked import PluckedClips
 
+KINDS = ('folder', 'digits', 'sc09', 'speech_commands', 'plucked')
+
 
 @dataclass
 class AudioData:
     """Waveforms cut into clips of `clip_samples`, quantized to 2**`bits` values where codes are learned."""
 
-    kind: str = option('folder', 'where the recordings come from', choices=('folder', 'digits', 'sc09', 'plucked'))
-    root: str | None = option(None, 'folder or tar of recordings; sc09: where Speech Commands is, or is to be')
-    download: bool = option(False, 'sc09: fetch Speech Commands into root')
+    kind: str = option(
+        'folder', 'where the recordings come from', choices=('folder', 'digits', 'sc09', 'speech_commands', 'plucked')
+    )
+    root: str | None = option(
+        None, 'folder or tar of recordings; sc09, speech_commands: where Speech Commands is, or is to be'
+    )
+    download: bool = option(False, 'sc09, speech_commands: fetch it into root')
     cache: str = option('out/cache', 'folder into which a tar is unpacked')
     sample_rate: int = option(16000, 'Hz; recordings of other rates are resampled', low=1)
     clip_samples: int = option(16000, 'samples per clip', low=1)
@@ -67,8 +74,10 @@ def clip_parts(data: AudioData, seed: int) -> dict[str, Clips]:
     if data.root is None:
         raise ConfigError('data.root: a folder of audio files must be given, or a tar of them (data.root=/path)')
     common: dict[str, Any] = {'normalize': data.normalize, 'labels': data.labels, 'seed': seed}
-    if data.kind == 'sc09':
-        return dict(sc09_parts(data.root, data.clip_samples, data.sample_rate, download=data.download, **common))
+    if data.kind in ('sc09', 'speech_commands'):
+        common['words'] = SPOKEN_DIGITS if data.kind == 'sc09' else None
+        rate = data.sample_rate
+        return dict(speech_commands_parts(data.root, data.clip_samples, rate, download=data.download, **common))
     if not Path(data.root).exists():
         raise ConfigError(f'data.root: no folder at {data.root}')
     # The packs of spoken digits name digit, speaker and index in each file.
@@ -118,18 +127,19 @@ def folder_parts(
     return parts
 
 
-def sc09_parts(
+def speech_commands_parts(
     root: str | Path,
     clip_samples: int,
     sample_rate: int,
     *,
+    words: Collection[str] | None = None,
     download: bool = False,
     normalize: str = 'none',
     labels: str = 'none',
     seed: int = 0,
 ) -> dict[str, FolderClips]:
-    """Train, validation and test clips of the ten digits of Speech Commands; see `speech_commands_digits`."""
-    found = speech_commands_digits(root, download)
+    """Train, validation and test clips of `words` of Speech Commands; see `speech_commands_files`."""
+    found = speech_commands_files(root, download, words)
     part_of = {path: part for part, paths in found.items() for path in paths}
     files, skipped = scan_files(root, sorted(part_of))
     return _clips(

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from s4nd.data.sequences.named import Parts, load_sequences
 from s4nd.data.sequences.options import SequenceData
 from s4nd.data.sequences.sets import IGNORED, SequenceSet
-from s4nd.models.sequence import PairClassifier, SequenceModel
-from s4nd.options import ConfigError, built, check_keywords, nearest, option, section
+from s4nd.models.pairs import PairClassifier
+from s4nd.models.sequence import SequenceModel
+from s4nd.options import ConfigError, built, nearest, option, section
 from s4nd.seeds import generator
 from s4nd.tasks.base import Chosen, Task
-from s4nd.training.config import ModelConfig, RunConfig
+from s4nd.training.config import RunConfig
 
 __all__ = ['SequenceBatch', 'SequenceConfig', 'SequenceTask']
 
@@ -85,7 +86,6 @@ class SequenceTask(Task):
         name = self.config.model.name
         if name not in MODELS:
             raise ConfigError(f"model.name: no model of sequences '{name}'{nearest(name, list(MODELS))}")
-        check_keywords(MODELS[name], args, name)
         return built(MODELS[name], args)
 
     def train_batches(self, epoch: int) -> Chosen:

@@ -41,11 +41,11 @@ def pathfinder(
 ) -> SequenceSet:
     """Draw `count` pictures of side × side pixels, row by row as (N, side², 1) bytes, half of them of each class.
 
-    dashes: per long path; None: 5 at 32 pixels, growing with the square root of the side. distractors: short paths of
-    a third of that; None: 2 at 32 pixels, growing with the side. Raises ValueError where they find no room.
+    dashes: per long path; None: 5 at 32 pixels, growing with the square root of the side above. distractors: short
+    paths of a third of that; None: 2 at 32 pixels, growing with the side. Raises ValueError where they find no room.
     """
     grown = side / 32
-    dashes = round(5 * grown**0.5) if dashes is None else dashes
+    dashes = round(5 * min(grown, grown**0.5)) if dashes is None else dashes
     distractors = round(2 * grown) if distractors is None else distractors
     labels = torch.arange(count) % 2
     labels = labels[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]

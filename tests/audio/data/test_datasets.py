@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from audio.data.datasets import FolderClips
-from audio.data.files import PARTS, scan_folder, split_files
-from audio.data.parts import folder_parts, sc09_parts
+from audio.data.files import PARTS, SPOKEN_DIGITS, scan_folder, split_files
+from audio.data.parts import folder_parts, speech_commands_parts
 from audio.data.plucked import PITCHES, PluckedClips, pluck, plucked_melody
 from audio.io import read_audio, write_audio
 from audio.tasks import build
@@ -113,7 +113,7 @@ def test_sc09_clips(tmp_path: Path) -> None:
     base = speech_commands(tmp_path)
     write_audio(base / 'zero' / '000_nohash_0.wav', torch.zeros(800), 16000)
     with pytest.warns(UserWarning, match='passed over 1 of 6'):
-        parts = sc09_parts(tmp_path, 500, 8000, labels='folder')
+        parts = speech_commands_parts(tmp_path, 500, 8000, words=SPOKEN_DIGITS, labels='folder')
     assert [len(parts[part]) for part in PARTS] == [3, 1, 1]
     assert parts['train'].classes == ('seven', 'zero') and parts['train'].labels == [0, 0, 1]
     clip = parts['test'][0]
@@ -134,6 +134,10 @@ def test_every_kind_is_reached_by_its_config(tmp_path: Path) -> None:
         (f'data.root={tmp_path}/fsdd', 'data.kind=digits', 'data.labels=name'): ([2, 1, 1], ('0', '1')),
         (f'data.root={tmp_path}/fsdd.tar', 'data.kind=digits'): ([2, 1, 1], ()),
         (f'data.root={tmp_path}', 'data.kind=sc09', 'data.labels=folder'): ([4, 1, 1], ('seven', 'zero')),
+        (f'data.root={tmp_path}', 'data.kind=speech_commands', 'data.labels=folder'): (
+            [5, 2, 2],
+            ('cat', 'seven', 'zero'),
+        ),
         (f'data.root={tmp_path}/fsdd', 'data.split=files', 'data.val_fraction=0.2'): ([2, 1, 1], ()),
     }
     for words, (counts, classes) in expected.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audio.data.files import PARTS, class_of, scan_folder, speech_commands_digits, split_files, unpacked
+from audio.data.files import PARTS, SPOKEN_DIGITS, class_of, scan_folder, speech_commands_files, split_files, unpacked
 from audio.io import write_audio
 from tests.audio.data.conftest import ramp
 
@@ -115,25 +115,27 @@ def speech_commands(root: Path) -> Path:
 
 def test_sc09_is_the_digits_of_speech_commands_by_their_lists(tmp_path: Path) -> None:
     base = speech_commands(tmp_path)
-    found = speech_commands_digits(tmp_path)
+    found = speech_commands_files(tmp_path, words=SPOKEN_DIGITS)
     names = {part: [path.relative_to(base).as_posix() for path in paths] for part, paths in found.items()}
     assert names['val'] == ['seven/001_nohash_0.wav'] and names['test'] == ['zero/002_nohash_0.wav']
     assert names['train'] == [f'{n}_nohash_0.wav' for n in ('seven/000', 'seven/002', 'zero/000', 'zero/001')]
+    every = speech_commands_files(tmp_path)
+    assert [len(every[part]) for part in PARTS] == [5, 2, 2]  # 'cat' too, _background_noise_ not
     (base / 'testing_list.txt').unlink()
     with pytest.raises(ValueError, match='incomplete'):
-        speech_commands_digits(tmp_path)
+        speech_commands_files(tmp_path)
 
 
 def test_sc09_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r'no Speech Commands there, and data\.download=true fetches it'):
-        speech_commands_digits(tmp_path)
+        speech_commands_files(tmp_path)
 
     def offline(*_args: object, **_options: object) -> None:
         raise OSError('Name or service not known')
 
     monkeypatch.setattr('torchaudio.datasets.speechcommands.download_url_to_file', offline)
     with pytest.raises(ValueError, match=r'it could not be downloaded \(Name or service not known\)'):
-        speech_commands_digits(tmp_path / 'new', download=True)
+        speech_commands_files(tmp_path / 'new', download=True)
 
 
 def test_a_tar_is_unpacked_once(folder: Path, tmp_path: Path) -> None:
