@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s4nd.data.folders import check_found, locate, walk
+from s4nd.data.folders import divide, locate, walk
 from s4nd.data.labeled import DataError
 from s4nd.data.sequences.sets import SequenceSet
 from s4nd.data.synthetic.listops import TOKENS, tokens_of
@@ -34,21 +34,17 @@ def class_folders(root: Path, length: int) -> dict[str, SequenceSet]:
     """
     kinds = {'.txt': _bytes_of, '.npy': _array_of}
     paths = [path for path in walk(root) if path.suffix.lower() in kinds and _UNLABELED not in path.parts]
-    members = locate(paths)
-    check_found(root, [member.label for member in members], 0, 'file')
+    names, members, labels, train = divide(root, locate(paths), example='file')
     suffixes = {PurePosixPath(member.path).suffix.lower() for member in members}
     if len(suffixes) > 1:
         raise DataError(f'{root}: expected .txt or .npy files, got both')
-    read, names = kinds[suffixes.pop()], sorted({member.label for member in members})
-    rows = {member: read(root / member.path, length) for member in members}
-    tokens = BYTES if read is _bytes_of else 1 + max(int(row.max()) for row in rows.values())
-    parts = {}
-    for split in sorted({member.split for member in members}):
-        chosen = [member for member in members if member.split == split]
-        inputs, lengths = padded([rows[member] for member in chosen], length)
-        labels = torch.tensor([names.index(member.label) for member in chosen])
-        parts[split] = SequenceSet(inputs, labels, tokens, len(names), lengths)
-    return parts
+    read = kinds[suffixes.pop()]
+    inputs, lengths = padded([read(root / member.path, length) for member in members], length)
+    tokens = BYTES if read is _bytes_of else 1 + int(inputs.max())
+    whole = SequenceSet(inputs, labels, tokens, len(names), lengths)
+    if train == len(whole):
+        return {'': whole}
+    return {'train': whole.select(torch.arange(train)), 'test': whole.select(torch.arange(train, len(whole)))}
 
 
 def listops_files(root: Path, length: int) -> dict[str, SequenceSet]:

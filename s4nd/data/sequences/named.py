@@ -50,8 +50,6 @@ def load_sequences(data: SequenceData, seed: int = 0) -> Parts:
     if '' in parts:
         rest, test = parts[''].hold_out(data.val_fraction, generator(seed, 1))
         parts = {'train': rest, 'test': rest if test is None else test}
-    if 'train' not in parts or 'test' not in parts:
-        raise DataError(f'{root}: expected the folders train and test, got {", ".join(sorted(parts))} alone')
     return _held_out(parts, data, seed)
 
 
