@@ -109,6 +109,7 @@ def run(
         if not _is_expected(error):
             raise
         what = 'more memory is needed than there is: ' if is_out_of_memory(error) else ''
+        what = 'another process of this run ended: ' if _is_lost_process(error) else what
         print(f'error: {what}{(str(error).splitlines() or [""])[0]}', file=sys.stderr)
         return 1
 
@@ -149,7 +150,13 @@ def _is_expected(error: Exception) -> bool:
     """Errors of the machine, and training that diverged; any other RuntimeError is a fault to be seen whole."""
     from s4nd.training.loop import NonFiniteError
 
-    return isinstance(error, (OSError, NonFiniteError)) or is_out_of_memory(error)
+    return isinstance(error, (OSError, NonFiniteError)) or is_out_of_memory(error) or _is_lost_process(error)
+
+
+def _is_lost_process(error: Exception) -> bool:
+    """Whether a process that takes part in the training is gone, as gloo and NCCL say it."""
+    lost = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'remote process exited')
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in lost)
 
 
 def _overview() -> str:

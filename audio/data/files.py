@@ -193,9 +193,10 @@ def unpacked(archive: str | Path, cache: str | Path) -> Path:
     stat = archive.stat()
     fingerprint = hashlib.sha256(f'{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}'.encode()).hexdigest()[:16]
     folder = cache / f'{archive.name.split(".")[0]}-{fingerprint}'
-    with alone(folder):
-        if not folder.is_dir():
-            _unpack_all(archive, folder)
+    if not folder.is_dir():
+        with alone(folder):
+            if not folder.is_dir():
+                _unpack_all(archive, folder)
     # The lists of a split lie beside the class folders, below any leading folder.
     inside = list(folder.iterdir())
     while len(inside) == 1 and inside[0].is_dir():

@@ -11,7 +11,6 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, Pr
 
 from s4nd.options import ConfigError
 from s4nd.training.config import RunConfig
-from s4nd.training.tracking import check_tracker
 
 __all__ = ['check_device', 'is_sharded', 'make_accelerator']
 
@@ -28,7 +27,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     check_device(config.device)
-    check_tracker(config.track)
     cpu = config.device == 'cpu' or (config.device == 'auto' and not torch.accelerator.is_available())
     if cpu:
         _check_launcher()
@@ -39,6 +37,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         log_with=None if config.track == 'none' else config.track,
         project_config=ProjectConfiguration(config.out, logging_dir=config.out),
     )
+    if config.track != 'none' and not accelerator.log_with:
+        raise ConfigError(f"track: {config.track} is not installed; pip install 's4nd[{config.track}]'")
     expected = int(os.environ.get('WORLD_SIZE', 1))
     if accelerator.num_processes != expected:
         raise ConfigError(f'device={config.device}: {expected} processes were started, but each would train alone')

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +88,4 @@ def clear(folder: Path) -> None:
     """Remove all that an earlier run left in `folder`, and nothing else."""
     for name in (*STATES, *_WEIGHTS, *_REPORTS, 'config.yaml', 'metrics.csv'):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / 'tensorboard', ignore_errors=True)

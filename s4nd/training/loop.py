@@ -132,7 +132,7 @@ class _Training(Stored):
             warmup = self.schedule.warmup
             text = header(self.config, self.task, self.raw, self.accelerator, self.total_updates, warmup, self.out)
             tqdm.write(text, file=sys.stderr)
-        begin_tracking(self.accelerator, self.config.label or self.out.name, flat_options(self.config))
+        begin_tracking(self.accelerator, self.out, flat_options(self.config))
 
     def train_epoch(self, progress: tqdm) -> None:
         """All updates of one epoch, or those that are left of it or of max_steps."""

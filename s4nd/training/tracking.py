@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import is_tensorboard_available, is_wandb_available
 
-from s4nd.options import ConfigError
+__all__ = ['TRACKERS', 'begin_tracking']
 
-__all__ = ['TRACKERS', 'begin_tracking', 'check_tracker']
-
-TRACKERS = {'tensorboard': is_tensorboard_available, 'wandb': is_wandb_available}
+TRACKERS = ('tensorboard', 'wandb')
 
 
-def check_tracker(name: str) -> None:
-    """Raise ConfigError where the package of a tracker is not installed; accelerate would leave it out in silence."""
-    if name in TRACKERS and not TRACKERS[name]():
-        raise ConfigError(f"track: {name} is not installed; pip install 's4nd[{name}]'")
+def begin_tracking(accelerator: Accelerator, out: Path, options: Mapping[str, Any]) -> None:
+    """Open the trackers, if any, with the options of the run; `accelerator.log` writes to them from then on.
 
-
-def begin_tracking(accelerator: Accelerator, label: str, options: Mapping[str, Any]) -> None:
-    """Open the trackers, if any, with the options of the run; `accelerator.log` writes to them from then on."""
-    plain = (bool, int, float, str)
-    accelerator.init_trackers(label, {k: v if isinstance(v, plain) else str(v) for k, v in options.items()})
+    TensorBoard's files lie in `out`/tensorboard, and wandb's in `out`/wandb.
+    """
+    plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in options.items()}
+    name = 'tensorboard' if 'tensorboard' in map(str, accelerator.log_with) else 's4nd'
+    accelerator.init_trackers(name, plain, {'wandb': {'name': options['label'] or out.name, 'dir': str(out)}})

@@ -1,10 +1,10 @@
 """Runs that are killed at random and resumed end as one that was not: the same weights, bit by bit, and no rests.
 
-    python -m tests.reliability.kill [runs=10] [seed=0] [media=images,sound]
+    python -m tests.reliability.kill [runs=10] [seed=0] [media=images,sound] [processes=1]
 
-A run is begun, ended by SIGKILL or SIGTERM after a random time, and resumed, again and again, until it is done. The
-exit code is 1 where weights, history or the names of the files differ from those of the run that nothing stopped, or
-where a resumed run fails.
+A run is begun, ended by SIGKILL, SIGTERM, SIGUSR1 or SIGHUP to one of its processes after a random time, and resumed,
+again and again, until it is done. The exit code is 1 where weights, history or the names of the files differ from those
+of the run that nothing stopped, or where a resumed run fails.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -45,24 +47,53 @@ threads: 1
 """,
 }
 TRIES = 60
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+Left = tuple[dict[str, torch.Tensor], list[object], list[str]]
 
 
-def begin(folder: Path, config: Path, words: list[str]) -> int:
-    """A process that trains into `folder`; what it prints is kept beside it."""
-    process = os.fork()
-    if process:
-        return process
+def begin(folder: Path, config: Path, words: list[str], processes: int = 1) -> list[int]:
+    """Processes that train into `folder`; what they print is kept beside it."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        place = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(probe.getsockname()[1]), 'WORLD_SIZE': str(processes)}
+    children = []
+    for number in range(processes):
+        child = os.fork()
+        if not child:
+            if processes > 1:
+                os.environ.update({**place, 'RANK': str(number), 'LOCAL_RANK': str(number)})
+            _train(folder, config, words)
+        children.append(child)
+    return children
+
+
+def _train(folder: Path, config: Path, words: list[str]) -> None:
     code = 70
     try:
         with (folder.parent / f'{folder.name}.log').open('ab', buffering=0) as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         code = cli.main(['train', str(config), f'out={folder}', *words])
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
 
-def left(folder: Path) -> tuple[dict[str, torch.Tensor], list[object], list[str]]:
+def end(children: list[int]) -> list[int]:
+    """The exit codes (-n: ended by signal n). Where one fails the others are ended, as torchrun does."""
+    codes: dict[int, int] = {}
+    while len(codes) < len(children):
+        child, status = os.waitpid(-1, 0)
+        codes[child] = os.waitstatus_to_exitcode(status)
+        if codes[child]:
+            for other in set(children) - codes.keys():
+                os.kill(other, signal.SIGTERM)
+    return [codes[child] for child in children]
+
+
+def left(folder: Path) -> Left:
     """Weights, history and file names of a finished run."""
     tensors = {
         f'{name}.{key}': value
@@ -73,7 +104,7 @@ def left(folder: Path) -> tuple[dict[str, torch.Tensor], list[object], list[str]
     return tensors, [training['history'], training['best'], training['updates']], sorted(os.listdir(folder))
 
 
-def torment(medium: str, runs: int, seed: int = 0) -> tuple[collections.Counter[str], list[str]]:
+def torment(medium: str, runs: int, seed: int = 0, processes: int = 1) -> tuple[collections.Counter[str], list[str]]:
     """Signals sent and what became of them, and how runs differ from the one that was left alone."""
     counts: collections.Counter[str] = collections.Counter()
     failed: list[str] = []
@@ -82,38 +113,52 @@ def torment(medium: str, runs: int, seed: int = 0) -> tuple[collections.Counter[
         config = place / 'config.yaml'
         config.write_text(CONFIGS[medium])
         start = time.monotonic()
-        _, status = os.waitpid(begin(place / 'whole', config, []), 0)
+        codes = end(begin(place / 'whole', config, [], processes))
         lasts = time.monotonic() - start
-        assert status == 0, (place / 'whole.log').read_text()[-2000:]
-        tensors, numbers, names = left(place / 'whole')
+        assert not any(codes), (place / 'whole.log').read_text()[-2000:]
+        whole = left(place / 'whole')
         for run in range(runs):
-            rng, folder, words = random.Random(f'{medium} {seed} {run}'), place / f'run{run}', []
-            for _ in range(TRIES):
-                process = begin(folder, config, words)
-                time.sleep(rng.uniform(0, 0.6 * lasts))
-                number = rng.choice((signal.SIGKILL, signal.SIGTERM))
-                os.kill(process, number)
-                _, status = os.waitpid(process, 0)
-                if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
-                    break
-                counts[f'{number.name} ended it'] += 1
-                if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 128 + signal.SIGTERM:
-                    log = (place / f'{folder.name}.log').read_text().splitlines()
-                    failed.append(f'({medium}, {run}): exit code {os.WEXITSTATUS(status)}: {log[-1:]}')
-                    break
-                # As a scheduler would: what was told to resume is resumed, what left nothing is begun again.
-                words = ['resume=true'] if (folder / 'config.yaml').exists() else []
-            else:
-                _, status = os.waitpid(begin(folder, config, words), 0)
-            if status:
-                failed.append(f'({medium}, {run}): not done')
-                continue
-            again, same, found = left(folder)
-            different = [key for key, value in tensors.items() if not torch.equal(value, again[key])]
-            if different or same != numbers or found != names:
-                failed.append(f'({medium}, {run}): {different[:3]}, {same == numbers}, {set(found) ^ set(names)}')
-            counts['equal to the bit'] += not different
+            rng = random.Random(f'{medium} {seed} {run}')
+            problem = _torment_one(place / f'run{run}', config, rng, lasts, processes, counts)
+            if problem is None:
+                problem = _difference(whole, left(place / f'run{run}'))
+                counts['equal to the bit'] += problem is None
+            if problem is not None:
+                failed.append(f'({medium}, {run}): {problem}')
     return counts, failed
+
+
+def _torment_one(
+    folder: Path, config: Path, rng: random.Random, lasts: float, processes: int, counts: collections.Counter[str]
+) -> str | None:
+    """End a run at random and resume it until it is done; what went wrong, if something did."""
+    words: list[str] = []
+    for _ in range(TRIES):
+        children = begin(folder, config, words, processes)
+        time.sleep(rng.uniform(0, 0.6 * lasts))
+        number = rng.choice(SIGNALS)
+        os.kill(rng.choice(children), number)  # not yet waited for, so it is there
+        codes = end(children)
+        if not any(codes):
+            return None
+        counts[f'{number.name} ended it'] += 1
+        # Who hears a signal in time saves and exits by it; who was to wait for a process that was killed exits by 1.
+        if not set(codes) <= {-number, 128 + number, -signal.SIGTERM, 128 + signal.SIGTERM, *([1] * (processes > 1))}:
+            return f'exit codes {codes}'
+        log = folder.with_name(f'{folder.name}.log')
+        if log.exists() and 'Traceback' in log.read_text():
+            return 'a traceback'
+        # As a scheduler would: what was told to resume is resumed, what left nothing is begun again.
+        words = ['resume=true'] if (folder / 'config.yaml').exists() else []
+    return 'not done' if any(end(begin(folder, config, words, processes))) else None
+
+
+def _difference(whole: Left, again: Left) -> str | None:
+    (tensors, numbers, names), (others, same, found) = whole, again
+    different = [key for key, value in tensors.items() if not torch.equal(value, others[key])]
+    if not different and same == numbers and found == names:
+        return None
+    return f'{different[:3]}, {same == numbers}, {set(found) ^ set(names)}'
 
 
 def main(words: list[str]) -> int:
@@ -121,7 +166,8 @@ def main(words: list[str]) -> int:
     code = 0
     torch.set_num_threads(1)
     for medium in options.get('media', ','.join(CONFIGS)).split(','):
-        counts, failed = torment(medium, int(options.get('runs', 10)), int(options.get('seed', 0)))
+        runs, seed, processes = (int(options.get(*pair)) for pair in (('runs', 10), ('seed', 0), ('processes', 1)))
+        counts, failed = torment(medium, runs, seed, processes)
         print(f'{medium}: {dict(counts)}; {len(failed)} failed', *failed[:20], sep='\n', flush=True)
         code |= bool(failed)
     return code

@@ -144,6 +144,7 @@ def main(folder: Path) -> dict[str, Any]:
     begin('images_sharded', 2, images, ['resume=true', 'max_steps=null'], env=sharded)
     begin('sound_one', 1, sound, ['data.batch_size=8', f'data.root={tar}', f'data.cache={folder / "cache_one"}'])
     begin('sound_two', 2, sound, [f'data.root={tar}', f'data.cache={folder / "cache_two"}'])
+    begin('sound_sharded', 2, sound, [f'data.root={tar}', f'data.cache={folder / "cache_two"}'], env=sharded)
     begin('stopped', 2, images, ['epochs=40', 'save.updates=3', 'eval.every=40'], stop=(1, 0.5))
     begin('stopped', 2, images, ['epochs=40', 'resume=true', 'save.updates=3', 'eval.every=40'])
     begin('whole', 2, images, ['epochs=40', 'eval.every=40'])

@@ -27,7 +27,8 @@ from s4nd.data.images.resize import resize, to_bytes, to_float
 from s4nd.data.images.sets import PixelSet
 from s4nd.data.labeled import DataError, ExampleError
 from s4nd.data.tars import LARGEST_FILE, files, link_target, open_tar
-from s4nd.files import write_atomically
+from s4nd.files import alone, write_atomically
+from s4nd.progress import progress
 
 __all__ = [
     'MAX_PIXELS',
@@ -70,15 +71,23 @@ def load_class_folders(
     """
     path = existing(root)
     cached = None if cache is None else Path(cache).expanduser() / f'{_fingerprint(path, source_size)}.safetensors'
-    if cached is not None and cached.is_file():
-        try:
-            return _read_cache(cached)
-        except (SafetensorError, KeyError, TypeError) as error:
-            logger.warning('%s is damaged (%s): decoding again', cached, error)
+    if cached is None:
+        return _decode_all(path, source_size, max_pixels)
+    found = _read_cache(cached)
+    if found is None:
+        with alone(cached):
+            found = _read_cache(cached)
+            if found is None:
+                found = _decode_all(path, source_size, max_pixels)
+                _write_cache(cached, found)
+    return found
+
+
+def _decode_all(path: Path, source_size: int | None, max_pixels: int) -> dict[str, PixelSet]:
     images: dict[PurePosixPath, Tensor] = {}
     skipped: list[str] = []
     links: dict[PurePosixPath, PurePosixPath | None] = {}
-    for name, content in _contents(path):
+    for name, content in progress(_contents(path), 'decoding', 'images'):
         if not isinstance(content, bytes):
             links[name] = content
             continue
@@ -97,10 +106,7 @@ def load_class_folders(
         else:
             logger.warning('passed over %s in %s: a link to nothing that could be read', name, path)
             skipped.append(str(name))
-    sets = _assemble(path, images, tuple(sorted(skipped)))
-    if cached is not None:
-        _write_cache(cached, sets)
-    return sets
+    return _assemble(path, images, tuple(sorted(skipped)))
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -213,7 +219,18 @@ def _write_cache(path: Path, sets: dict[str, PixelSet]) -> None:
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
 
-def _read_cache(path: Path) -> dict[str, PixelSet]:
+def _read_cache(path: Path) -> dict[str, PixelSet] | None:
+    """What is cached; None where there is nothing, or nothing that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return _read_sets(path)
+    except (SafetensorError, KeyError, TypeError) as error:
+        logger.warning('%s is damaged (%s): decoding again', path, error)
+        return None
+
+
+def _read_sets(path: Path) -> dict[str, PixelSet]:
     with safe_open(path, framework='pt') as file:
         header = json.loads(file.metadata()['sets'])
         classes, skipped = tuple(header['classes']), tuple(header['skipped'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from s4nd.data.images.sets import ImageSet, PixelSet
 from s4nd.data.images.stream import StreamSet
 from s4nd.data.labeled import DataError, Splits, make_splits
 from s4nd.data.synthetic.shapes import ShapeSet
+from s4nd.files import alone
 
 __all__ = ['fashion_mnist', 'load_images']
 
@@ -60,7 +62,8 @@ def _cifar(data: ImageData, train: bool) -> PixelSet:
 
     maker = CIFAR10 if data.kind == 'cifar10' else CIFAR100
     try:
-        source = maker(str(_root(data.root, data.kind)), train=train, download=data.download)
+        with alone(_root(data.root, data.kind) / data.kind) if data.download else nullcontext():
+            source = maker(str(_root(data.root, data.kind)), train=train, download=data.download)
     except (RuntimeError, OSError) as error:
         raise DataError(f'{data.kind} in {data.root}: {error}') from error
     images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
@@ -77,7 +80,8 @@ def fashion_mnist(root: str | None, download: bool, train: bool) -> PixelSet:
         from torchvision.datasets import FashionMNIST
 
         try:
-            FashionMNIST(str(folder), download=True)
+            with alone(folder / 'FashionMNIST'):
+                FashionMNIST(str(folder), download=True)
         except (RuntimeError, OSError) as error:
             raise DataError(f'fashion_mnist in {folder}: {error}') from error
     part = 'train' if train else 't10k'
