@@ -8,7 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from accelerate.utils import send_to_device
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from s4nd.diffusion import Diffusion
+from s4nd.models.sequence import padding_of
 from s4nd.options import ConfigError, nearest, option, section
 from s4nd.seeds import generator
 from s4nd.tasks.base import Axis, Chosen, Task
@@ -32,6 +33,9 @@ from .models import DIFFUSION_NAME, MODEL_NAME, MODELS, SPECTROGRAM_NAME, build_
 from .quantization import Quantizer
 
 Batch: TypeAlias = Tensor | tuple[Tensor, Tensor]
+
+# In place of a code where there is no recording.
+PADDING = -100
 
 
 @dataclass
@@ -126,13 +130,15 @@ class AudioTask(Task):
             even=False,
         )
 
-    def prepare(self, waves: Tensor) -> Tensor:
-        """Make what the model learns from of waveforms (B, L)."""
+    def prepare(self, waves: Tensor, recorded: Tensor | None = None) -> Tensor:
+        """Make what the model learns from of waveforms (B, L), of which `recorded` (B,) samples are no padding."""
         return waves
 
-    def _collate(self, pairs: list[tuple[Tensor, int | None]]) -> Batch:
-        waves = self.prepare(torch.stack([wave for wave, _ in pairs]))
-        return (waves, torch.tensor([label for _, label in pairs])) if self.classes else waves
+    def _collate(self, clips: list['_Clip']) -> Batch:
+        waves = self.prepare(
+            torch.stack([clip.wave for clip in clips]), torch.tensor([clip.recorded for clip in clips])
+        )
+        return (waves, torch.tensor([clip.label for clip in clips])) if self.classes else waves
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -152,21 +158,28 @@ class GenerativeTask(AudioTask):
         """Compute the loss; `random`: where what it draws comes from, None is torch's own generator."""
 
     def mean_loss(self, model: nn.Module, device: torch.device | str, part: str) -> float:
-        """Average the loss over the clips of a part; what is drawn is the same at every call, in any process."""
+        """Average the loss over what `count` counts; what is drawn is the same at every call, in any process."""
         batches, sums = self.eval_batches(self.parts[part]), zeros(2, device)
         numbered = Chosen(batches.chosen, lambda chosen: (chosen, batches.make(chosen)), even=False)
         for (chosen, batch), counts in shared(numbered, f'evaluation on {part}'):
             random = generator(self.config.seed, int(chosen[0]))
             loss = self.loss(model, send_to_device(batch, device), random)
             if counts:
-                sums[0] += loss * len(chosen)
-                sums[1] += len(chosen)
-        total, clips = gathered(sums)
-        return total / clips
+                sums[0] += loss * self.count(batch)
+                sums[1] += self.count(batch)
+        total, count = gathered(sums)
+        return total / count
+
+    def count(self, batch: Batch) -> int:
+        """Count what the loss of a batch averages over, such as its clips."""
+        return len(batch if isinstance(batch, Tensor) else batch[0])
 
 
 class AutoregressiveTask(GenerativeTask):
-    """Predict the next code, given the class if there is one; measured by cross-entropy in bits per sample."""
+    """Predict the next code, given the class if there is one; measured by cross-entropy in bits per sample.
+
+    Samples after the end of a recording are PADDING in place of a code, and the loss leaves them out.
+    """
 
     monitor = 'val_nll'
     loss_unit = 'bits'
@@ -183,14 +196,19 @@ class AutoregressiveTask(GenerativeTask):
     def metadata(self) -> dict[str, str]:
         return {**super().metadata, 'quantizer': self.quantizer.to_json()}
 
-    def prepare(self, waves: Tensor) -> Tensor:
-        return self.quantizer.encode(waves)
+    def prepare(self, waves: Tensor, recorded: Tensor | None = None) -> Tensor:
+        codes = self.quantizer.encode(waves)
+        return codes if recorded is None else codes.masked_fill(padding_of(recorded, *codes.shape), PADDING)
 
     def loss(self, model: Callable[..., Any], batch: Batch, random: torch.Generator | None = None) -> Tensor:
         """Compute the mean cross-entropy (nats per sample) of codes (B, L)."""
         codes, given = (batch, {}) if isinstance(batch, Tensor) else (batch[0], {'label': batch[1]})
-        logits = model(shift_right(codes, self.quantizer.zero_code), **given)
-        return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
+        silence = self.quantizer.zero_code
+        logits = model(shift_right(codes.masked_fill(codes == PADDING, silence), silence), **given)
+        return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), ignore_index=PADDING)
+
+    def count(self, batch: Batch) -> int:
+        return int(((batch if isinstance(batch, Tensor) else batch[0]) != PADDING).sum())
 
     def evaluate(self, model: nn.Module, device: torch.device | str) -> dict[str, float]:
         """Return bits per sample: 'val_nll' on validation clips (picks the best weights), 'test_nll' on test clips."""
@@ -305,8 +323,16 @@ class ClassificationTask(AudioTask):
         return {f'accuracy@{rate}': accuracy, f'cross_entropy@{rate}': entropy}
 
 
-class _Labeled(Dataset[tuple[Tensor, int | None]]):
-    """(waveform, label) of each clip; the label is None where the clips have no classes."""
+class _Clip(NamedTuple):
+    """A waveform, its class (None where clips have none), and how many of its samples are no padding."""
+
+    wave: Tensor
+    label: int | None
+    recorded: int
+
+
+class _Labeled(Dataset[_Clip]):
+    """What `_Clip` says of each clip."""
 
     def __init__(self, clips: Clips) -> None:
         self.clips = clips
@@ -314,8 +340,10 @@ class _Labeled(Dataset[tuple[Tensor, int | None]]):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        return self.clips[index], None if self.clips.labels is None else self.clips.labels[index]
+    def __getitem__(self, index: int) -> _Clip:
+        wave, labels, recorded = self.clips[index], self.clips.labels, self.clips.recorded
+        label = None if labels is None else labels[index]
+        return _Clip(wave, label, len(wave) if recorded is None else recorded[index])
 
 
 def shift_right(codes: Tensor, first: int) -> Tensor:

@@ -24,12 +24,14 @@ class Clips(Dataset[Tensor]):
     Attributes:
         labels: index into `classes` of each clip; None where the clips have no classes.
         classes: names of the classes.
+        recorded: samples of each clip that come from a recording, the rest is silence after its end; None: all.
         skipped: files that were passed over, with the reason.
         epoch: which random windows are cut, for data sets that move theirs.
     """
 
     labels: list[int] | None = None
     classes: tuple[str, ...] = ()
+    recorded: list[int] | None = None
     skipped: Mapping[Path, str] = {}
     epoch: int = 0
 
@@ -73,6 +75,7 @@ class FolderClips(Clips):
             count = max(1, length // window)
             slack = max(0, length - count * window)
             self.windows += [(number, stretch, k * window, slack) for k in range(count)]
+        self.recorded = [self._samples_of(stretch, offset) for _, stretch, offset, _ in self.windows]
         self.classes, self.skipped = tuple(classes), dict(skipped or {})
         if labels != 'none':
             self.labels = [self.classes.index(class_of(window[1].file.path, labels)) for window in self.windows]
@@ -91,6 +94,11 @@ class FolderClips(Clips):
         elif self.normalize == 'min-max' and wave.max() > wave.min():
             wave = 2 * (wave - wave.min()) / (wave.max() - wave.min()) - 1
         return torch.nn.functional.pad(wave, (0, self.clip_samples - len(wave)))
+
+    def _samples_of(self, stretch: Stretch, offset: int) -> int:
+        """Samples of a window that lie in its stretch."""
+        frames = min(self._frames(stretch.file), stretch.stop - stretch.start - offset)
+        return min(self.clip_samples, math.ceil(frames * self.sample_rate / stretch.file.sample_rate))
 
     def _frames(self, file: AudioFile) -> int:
         """Frames of the file that make one window."""

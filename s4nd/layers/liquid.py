@@ -215,7 +215,7 @@ class LiquidS4(S4):
         if dt is not None and isinstance(kernel, DiagonalKernel):
             A, B = (t.to(B.dtype) for t in kernel.gains(dt))
         drive = u.to(B.dtype).transpose(1, 2)[..., None, None] * B  # (B, L, H, n, 2)
-        flat = (batch, length, drive[0, 0, ..., 0].numel(), 2)
+        flat = (batch, length, drive.shape[2] * drive.shape[3], 2)
 
         def states(factor: Tensor, terms: Tensor, before: Tensor) -> Tensor:
             """x_k = factor_k x_{k-1} + terms_k; the factor of all samples alike is (H, n, 2)."""

@@ -18,7 +18,7 @@ from audio.generation import load_generator
 from audio.io import write_audio
 from audio.models import build_model
 from audio.quantization import Quantizer
-from audio.tasks import AudioConfig, AudioEval, AutoregressiveTask, shift_right
+from audio.tasks import PADDING, AudioConfig, AudioEval, AutoregressiveTask, shift_right
 from s4nd import hippo
 from s4nd.tasks import Resampled, Task
 from s4nd.training.checkpoint import load_weights, read_metadata
@@ -176,13 +176,33 @@ def test_classes_come_from_the_names(tmp_path: Path, spoken: Path) -> None:
         assert [clips.classes[label] for label in clips.labels] == [label_of(clips, i) for i in range(len(clips))]
     # Each row of a batch still has its own label.
     clips = job.parts['train']
-    label_by_codes = {job.prepare(clips[i]).numpy().tobytes(): label for i, label in enumerate(clips.labels)}
+    rows = [job.prepare(clips[i][None], torch.tensor([clips.recorded[i]])) for i in range(len(clips))]
+    label_by_codes = {row.numpy().tobytes(): label for row, label in zip(rows, clips.labels, strict=True)}
     codes, labels = zip(*job.train_batches(0), strict=True)
     assert len(torch.cat(labels)) == len(clips) == 36
     for row, label in zip(torch.cat(codes), torch.cat(labels), strict=True):
         assert label_by_codes[row.numpy().tobytes()] == label
     _, unlabeled = audio.build(labeled(tmp_path, spoken, 'data.labels=none'))
     assert unlabeled.classes == () and isinstance(next(iter(unlabeled.train_batches(0))), Tensor)
+
+
+def test_the_loss_leaves_padding_out(tmp_path: Path, spoken: Path) -> None:
+    """Recordings of 100 samples in clips of 128: loss, gradients and bits per sample are those of the 100."""
+    model, job = audio.build(labeled(tmp_path, spoken, 'data.clip_samples=128', 'data.labels=none'))
+    model.double()
+    codes = next(iter(job.train_batches(0)))
+    assert codes.shape == (6, 128) and (codes[:, :100] >= 0).all() and (codes[:, 100:] == PADDING).all()
+    gradients = []
+    for part in (codes, codes[:, :100]):
+        loss = job.loss(model, part)
+        gradients.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for padded, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(padded, alone, atol=1e-6, rtol=1e-5)
+    assert job.count(codes) == 600
+    longer = codes.clone()
+    longer[0, 60:] = PADDING
+    single = [job.loss(model, row[None]) * job.count(row[None]) for row in longer]
+    torch.testing.assert_close(job.loss(model, longer), sum(single) / job.count(longer), atol=1e-6, rtol=1e-6)
 
 
 def test_classes_come_from_the_folders(tmp_path: Path, spoken: Path) -> None:
