@@ -145,17 +145,36 @@ class ChannelNorm(nn.LayerNorm):
         return in_format_of(channels_first(y), x)
 
 
-class ChannelOutput(nn.Module):
-    """What follows a mixer: GELU -> 1x1, then GLU if gated. (B, C, L1, …, LD) -> (B, out_chs, L1, …, LD), D 2 or 3."""
+class ChannelDrop(nn.Dropout1d):
+    """Dropout of whole channels of (B, C, L1, …, LD), the same at all positions."""
 
-    def __init__(self, in_chs: int, out_chs: int, gated: bool = True, device: Any = None, dtype: Any = None) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(2)).reshape(x.shape)
+
+
+class ChannelOutput(nn.Module):
+    """What follows a mixer: GELU -> 1x1, then GLU if gated. (B, C, L1, …, LD) -> (B, out_chs, L1, …, LD), D 2 or 3.
+
+    drop: dropout of whole channels after the GELU and at the end, in training.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        gated: bool = True,
+        drop: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
         self.gated = gated
+        self.drop = ChannelDrop(drop) if drop > 0.0 else nn.Identity()
         self.proj = nn.Conv2d(in_chs, 2 * out_chs if gated else out_chs, 1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.proj(to_map(F.gelu(x)))
-        return from_map(glu(y) if self.gated else y, x)
+        y = self.proj(to_map(self.drop(F.gelu(x))))
+        return self.drop(from_map(glu(y) if self.gated else y, x))
 
 
 class ChannelMlp(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from s4nd.layers import CKConv
 from s4nd.models._arguments import choose, image_size
 from s4nd.models._backbone import Backbone, Stage, checkpoint_filter_fn, create, model_cfg
-from s4nd.models._parts import ChannelNorm, SizedLayer, check_input
+from s4nd.models._parts import ChannelDrop, ChannelNorm, SizedLayer, check_input
 from s4nd.weights import with_shipped
 
 __all__ = ['CCNN', 'CCNNBlock', 'checkpoint_filter_fn']
@@ -102,7 +102,7 @@ class CCNNBlock(nn.Module):
         self.norm = make_norm(norm, dim if prenorm else dim_out, len(grid), **dd)
         self.conv = CKConv(dim, grid, **mixer_args, **dd)
         self.proj = Pointwise(dim, dim_out, **dd)
-        self.drop = nn.Dropout1d(proj_drop)
+        self.drop = ChannelDrop(proj_drop)
         self.out = Pointwise(dim_out, dim_out, **dd)
         self.shortcut = nn.Identity() if dim_out == dim else Pointwise(dim, dim_out, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()

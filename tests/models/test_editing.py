@@ -146,6 +146,24 @@ def test_drop_path_skips_samples_in_training_only(case: str) -> None:
     assert rates[-1] == pytest.approx(0.5)
 
 
+def test_isotropic_dropout_is_tied_over_positions() -> None:
+    """As published, whole channels are lost after the GELU and after the GLU, in training only."""
+    model, plain = build('isotropic', proj_drop_rate=0.5), build('isotropic')
+    x = image(size_of('isotropic'))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), plain(x), atol=0, rtol=0)
+        out = model.stages[0].blocks[0].out.train()
+        y = out(torch.rand(8, out.proj.in_channels, 5, 6)).flatten(2)
+        lost = y == 0
+        assert torch.equal(lost.all(-1), lost.any(-1)) and 0 < lost[..., 0].float().mean() < 1
+        out.proj = torch.nn.Identity()
+        out.gated = False
+        rows = out(torch.ones(400, 1, 2, 2)).flatten(1)
+        assert 0.15 < (rows > 0).all(1).float().mean() < 0.35  # kept twice
+    video = timm.create_model('s4nd_isotropic3d_mini', img_size=16, num_frames=4, dim=8, d_state=4, proj_drop_rate=0.5)
+    assert video.train()(torch.randn(2, 3, 4, 16, 16)).isfinite().all()
+
+
 @pytest.mark.parametrize('case', CASES)
 def test_layer_decay(case: str) -> None:
     """Every parameter in one group; the deeper, the larger its rate; no decay on state-space parameters and norms."""
