@@ -29,7 +29,14 @@ from torch import nn
 import s4nd
 from s4nd.options import option_names
 from s4nd.tasks import Resampled, Task, make_task, task_class
-from s4nd.training.checkpoint import config_beside, find_weights, read_metadata, results_folder
+from s4nd.training.checkpoint import (
+    UNNAMED,
+    CheckpointError,
+    config_beside,
+    find_weights,
+    read_metadata,
+    results_folder,
+)
 from s4nd.training.config import ConfigError, RunConfig, check_plain, load_config
 from s4nd.training.loop import make_accelerator
 from s4nd.training.report import table, write_report
@@ -140,8 +147,10 @@ def _config(weights: Path, words: Sequence[str]) -> RunConfig:
     path, implied = config_beside(weights), list[str]()
     if path is None:
         metadata = read_metadata(weights)
+        if 'model' not in metadata:
+            raise CheckpointError(f'{weights} {UNNAMED}')
         name = metadata.get('task', 'image')
-        implied = [f'task={name}', f'model.name={metadata.get("model")}', *task_class(name).words_from(metadata)]
+        implied = [f'task={name}', f'model.name={metadata["model"]}', *task_class(name).words_from(metadata)]
         check_plain(str(weights), implied)
     task = load_config(path, [*implied]).task
     known = set(option_names(task_class(task).Config))

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from s4nd import evaluate, train
+from s4nd import evaluate, save_for_hf, train
+from s4nd.models import load_checkpoint
 from s4nd.tasks.series import SeriesConfig, SeriesTask
-from s4nd.training.checkpoint import CheckpointError
+from s4nd.training.checkpoint import CheckpointError, read_metadata
 from s4nd.training.config import ConfigError
 from tests.data.clips.test_named import write_fashion
 
@@ -73,6 +77,50 @@ def test_weights_alone_need_only_be_told_the_images(trained: Path, tmp_path: Pat
     written = json.loads((trained / 'report.json').read_text())
     assert report['results'] == {key: written['results'][key] for key in ('accuracy@8', 'cross_entropy@8')}
     assert {path.name for path in tmp_path.iterdir()} == {'weights.safetensors', 'evaluation.json', 'evaluation.txt'}
+
+
+@pytest.fixture(scope='module')
+def forms(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One model as a run, as folders of the hub (ours, timm's), as a file of one, and as timm's train.py leaves it."""
+    model, folder = load_checkpoint(trained), tmp_path_factory.mktemp('forms')
+    save_for_hf(model, folder / 'hub')
+    timm.models.save_for_hf(model, folder / 'timm', safe_serialization=True)
+    args = Namespace(model_kwargs={**trained_args(trained)}, num_classes=None, in_chans=None, gp=None)
+    (folder / 'train').mkdir()
+    torch.save({'arch': 's4nd_isotropic_mini', 'args': args, 'state_dict': model.state_dict()},
+               folder / 'train' / 'last.pth.tar')  # fmt: skip
+    return {
+        'run': trained, 'hub': folder / 'hub', 'timm': folder / 'timm', 'file': folder / 'hub' / 'model.safetensors',
+        'train.py': folder / 'train', 'last.pth.tar': folder / 'train' / 'last.pth.tar',
+    }  # fmt: skip
+
+
+def trained_args(run: Path) -> dict:
+    return json.loads(read_metadata(run / 'best.safetensors')['args'])
+
+
+@pytest.mark.parametrize('form', ['run', 'hub', 'timm', 'file', 'train.py', 'last.pth.tar'])
+def test_weights_in_every_form(trained: Path, forms: dict[str, Path], form: str, tmp_path: Path) -> None:
+    told = ['data.kind=shapes', 'data.test_count=20', 'data.batch_size=10', 'device=cpu', f'out={tmp_path}']
+    report = evaluate.main([f'checkpoint={forms[form]}', 'sizes=[8,6x10]', *told])
+    assert report['results'] == json.loads((trained / 'report.json').read_text())['results']
+
+
+def test_a_run_is_a_folder_of_the_hub(trained: Path) -> None:
+    ours, theirs = load_checkpoint(trained), timm.create_model(f'local-dir:{trained}', pretrained=True).eval()
+    x = torch.randn(2, 3, 12, 10)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x), ours(x), atol=0, rtol=0)
+    assert theirs.img_size == (8, 8) and theirs.pretrained_cfg['label_names'] == json.loads(
+        read_metadata(trained / 'best.safetensors')['classes']
+    )
+
+
+def test_weights_that_name_no_model(trained: Path, tmp_path: Path) -> None:
+    save_file(load_checkpoint(trained).state_dict(), tmp_path / 'model.safetensors')
+    for read in (load_checkpoint, lambda path: evaluate.main([f'checkpoint={path}'])):
+        with pytest.raises(CheckpointError, match=r'names no model: expected metadata, or a config\.json beside it'):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
@@ -55,6 +56,13 @@ def test_a_run_is_evaluated_across_sizes_and_frame_rates(
     saved = load_config(tmp_path / 'run' / 'config.yaml')
     assert isinstance(saved, VideoConfig)
     assert saved.model.args['img_size'] == [8, 8] and saved.model.args['num_frames'] == 4
+    # The folder is one of the hub's form, which timm reads.
+    ours = load_checkpoint(tmp_path / 'run')
+    theirs = timm.create_model(f'local-dir:{tmp_path / "run"}', pretrained=True).eval()
+    clip = torch.randn(2, 1, 5, 8, 10)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(clip), ours(clip), atol=0, rtol=0)
+    assert (theirs.num_frames, theirs.img_size) == (4, (8, 8))
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

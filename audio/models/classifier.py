@@ -116,8 +116,8 @@ class WaveClassifier(HubModel):
     def forward(self, waves: Tensor) -> Tensor:
         if waves.dim() != 2 or waves.shape[1] < 1:
             raise ValueError(f'expected waveforms (batch, length >= 1), got {tuple(waves.shape)}')
-        loudness = waves.square().mean(-1, keepdim=True).sqrt()
-        x = F.relu(self.filters((waves / loudness.clamp(min=1e-6))[:, None]))  # (B, C, L)
+        loudness = waves.square().mean(-1, keepdim=True).clamp(min=1e-12).sqrt()  # (a root has no gradient at 0)
+        x = F.relu(self.filters((waves / loudness)[:, None]))  # (B, C, L)
         for i, (pool, projection, stage) in enumerate(zip(self.pool, self.projections, self.stages, strict=True)):
             x = F.avg_pool1d(x, pool, ceil_mode=True)
             x = stage(projection((x + FLOOR).log() if i == 0 else x))

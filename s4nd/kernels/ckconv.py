@@ -23,6 +23,13 @@ INITIAL_WIDTH = 0.075
 INITIAL_REACH = 1.667 * INITIAL_WIDTH
 
 
+class Affine(nn.Linear):
+    """A linear map in float64, which autocast leaves alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return affine(x, self.weight, self.bias)
+
+
 class SIREN(nn.Module):
     """sin(ω0 (W x + b)), `layers` - 1 times, then linear: (M, D) coordinates -> (M, outputs) (the network of CKConv).
 
@@ -48,8 +55,8 @@ class SIREN(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         check_layers(layers, 2)
         self.omega_0 = omega_0
-        self.linears = nn.ModuleList(nn.Linear(hidden if i else dims, hidden, **dd) for i in range(layers - 1))
-        self.out = nn.Linear(hidden, outputs, **dd)
+        self.linears = nn.ModuleList(Affine(hidden if i else dims, hidden, **dd) for i in range(layers - 1))
+        self.out = Affine(hidden, outputs, **dd)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -62,8 +69,8 @@ class SIREN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.linears:
-            x = torch.sin(self.omega_0 * affine(x, layer.weight, layer.bias))
-        return affine(x, self.out.weight, self.out.bias)
+            x = torch.sin(self.omega_0 * layer(x))
+        return self.out(x)
 
 
 class Gabor(nn.Module):
@@ -128,8 +135,8 @@ class MAGNet(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         check_layers(layers, 1)
         self.filters = nn.ModuleList(Gabor(dims, hidden, i + 1, omega_0, centers, **dd) for i in range(layers + 1))
-        self.linears = nn.ModuleList(nn.Linear(hidden, hidden, **dd) for _ in range(layers))
-        self.out = nn.Linear(hidden, outputs, **dd)
+        self.linears = nn.ModuleList(Affine(hidden, hidden, **dd) for _ in range(layers))
+        self.out = Affine(hidden, outputs, **dd)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -147,9 +154,9 @@ class MAGNet(nn.Module):
             # (TorchScript indexes no list of modules by a variable.)
             for j, layer in enumerate(self.linears):
                 if j == i - 1:
-                    h = affine(h, layer.weight, layer.bias)
+                    h = layer(h)
             h = h * gabor(x) if i > 0 else gabor(x)
-        return affine(h, self.out.weight, self.out.bias)
+        return self.out(h)
 
 
 class CKConvKernel(Kernel):
@@ -256,5 +263,5 @@ def reset_output(layer: nn.Linear) -> None:
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x Wᵀ + b in float64, which autocast leaves alone."""
+    """x Wᵀ + b in float64."""
     return torch.addmm(wide(bias), x, wide(weight).T)

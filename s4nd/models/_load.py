@@ -7,7 +7,7 @@ import timm
 from timm.models import get_deprecated_models
 from torch import nn
 
-from s4nd.training.checkpoint import CheckpointError, find_weights, load_weights, read_metadata, stored_args
+from s4nd.training.checkpoint import UNNAMED, CheckpointError, find_weights, load_weights, read_metadata, stored_args
 
 
 def is_ours(name: str) -> bool:
@@ -30,7 +30,9 @@ def load_checkpoint(path: str | Path) -> nn.Module:
     """
     path = find_weights(path)
     metadata = read_metadata(path)
-    name = metadata.get('model', 'an unnamed model')
+    if 'model' not in metadata:
+        raise CheckpointError(f'{path} {UNNAMED}')
+    name = metadata['model']
     if not timm.is_model(name):
         raise CheckpointError(f'{path} holds the weights of {name}, which is no image model')
     if 'args' not in metadata:

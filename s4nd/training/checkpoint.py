@@ -31,6 +31,7 @@ from s4nd.weights import FOLDER, shipped_file, shipped_names
 
 __all__ = [
     'STATES',
+    'UNNAMED',
     'CheckpointError',
     'bad_tensor',
     'config_beside',
@@ -53,6 +54,10 @@ STATES = ('resume.pt', 'resume-before.pt')  # the newest first
 # What a keyword in a file must not be called: a constructor would open another file or address.
 _OPENING = re.compile(r'pretrained|checkpoint|(?<!drop_)path|(^|_)file|url|cache|hub|download')
 _WORD = re.compile(r'[\w.+-]{0,64}')
+UNNAMED = (
+    'names no model: expected metadata, or a config.json beside it, as s4nd.save_for_hf and the save_for_hf of timm '
+    'write it'
+)
 _NAMES = (
     'best.safetensors', 'last.safetensors', 'model.safetensors', 'model_best.pth.tar', 'last.pth.tar',
     'pytorch_model.bin',

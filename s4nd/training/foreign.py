@@ -47,7 +47,7 @@ def read_pickled(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     tensors = next((found[key] for key in ('state_dict_ema', 'state_dict', 'model') if key in found), found)
     tensors = {key.removeprefix('module.').removeprefix('_orig_mod.'): value for key, value in tensors.items()}
     grid = tensors.get('stem.training_grid')
-    size = None if grid is None else grid.tolist()[-2:]
+    size = None if grid is None else [round(n) for n in grid.tolist()[-2:]]  # (averages are floats)
     if 'arch' not in found:
         return describe_folder(path.parent / 'config.json'), tensors
     options = vars(found.get('args', Namespace()))

@@ -18,7 +18,7 @@ from audio.models import DiffusionSaShiMi, SaShiMi, WaveClassifier
 from s4nd.models.ccnn import CCNN
 from s4nd.models.sssd import SSSDS4
 from tests.concurrency import check_threads
-from tests.models.families import CLIPS, SMALL, build, clip, enliven, image, size_of
+from tests.models.families import CLIPS, SMALL, build, clip, enliven, image, size_of, without_state
 
 Inputs = tuple[Tensor, ...]
 
@@ -338,6 +338,34 @@ class TestInputs:
         model.train(training)
         with torch.set_grad_enabled(training):
             assert model(inputs[0][:0]).shape == (0, *shape[1:])
+
+
+class TestCausality:
+    """No output sees a later input, by gradients."""
+
+    @pytest.mark.parametrize('mixer', ['s4nd', 'i3d', 's3d'])
+    @pytest.mark.parametrize('case', ['isotropic3d', 'convnext3d'])
+    def test_clips(self, case: str, mixer: str) -> None:
+        args = without_state(CLIPS[case][1])
+        name = CLIPS[case][0]
+        model = timm.create_model(name, **{**args, 'bandlimit': None}, mixer=mixer, causal=True).double().eval()
+        x = clip(case)[:1].double().requires_grad_()
+        (gradient,) = torch.autograd.grad(model.forward_features(x)[:, :, 2].square().sum(), x)
+        assert gradient[:, :, 3:].abs().max() <= 1e-12 * gradient.abs().max()
+        assert gradient[:, :, 2].abs().max() > 0
+
+    @pytest.mark.parametrize('case', ['sashimi', 'ccnn causal'])
+    def test_sequences(self, case: str) -> None:
+        if case == 'sashimi':
+            model, axis = Embedded().double(), 1
+            x = torch.randn(2, 12, 8, dtype=torch.float64, requires_grad=True)
+        else:
+            causal = CCNN(3, 5, spatial_dims=1, grid=24, dim=8, mixer_args={'hidden': 4, 'causal': True})
+            model, axis = causal.double().eval().forward_features, 2
+            x = torch.randn(2, 3, 24, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(model(x).select(axis, 7).square().sum(), x)
+        later, now = gradient.narrow(axis, 8, x.shape[axis] - 8), gradient.select(axis, 7)
+        assert later.abs().max() <= 1e-12 * gradient.abs().max() and now.abs().max() > 0
 
 
 class TestReparametrizations:

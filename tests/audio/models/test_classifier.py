@@ -63,7 +63,10 @@ def test_every_mixer_knows_its_grid() -> None:
 def test_loudness_is_no_feature_and_silence_is_finite() -> None:
     classifier, waves = model(), torch.randn(2, 64)
     torch.testing.assert_close(classifier(0.01 * waves), classifier(waves), atol=1e-4, rtol=1e-4)
-    assert torch.isfinite(classifier(torch.zeros(2, 64))).all()
+    silence = torch.zeros(2, 64, requires_grad=True)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(classifier(silence).sum(), silence)
+    assert torch.isfinite(classifier(silence)).all() and gradient.isfinite().all()
 
 
 @pytest.mark.parametrize('mixer', ['s4nd', 'conv1d'])
