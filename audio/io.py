@@ -37,17 +37,21 @@ _LARGEST_FILTER = 1000  # reduced rates up to here go through torchaudio, whose 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """Frames (samples per channel), channels and sample rate (Hz) of a file, read from its header."""
+    """Frames (samples per channel), channels and sample rate (Hz) of a file, read from its header.
+
+    seekable: reading can begin at any frame; else all frames before it are decoded too.
+    """
 
     frames: int
     channels: int
     sample_rate: int
+    seekable: bool = True
 
 
 def audio_info(path: str | Path) -> AudioInfo:
     """Read a file's header. Raises FileNotFoundError, or ValueError naming a file that is not readable audio."""
     with _opened(path) as file:
-        return AudioInfo(file.frames, file.channels, file.samplerate)
+        return _info(file)
 
 
 def read_audio(
@@ -70,7 +74,7 @@ def read_audio(
     """
     with _opened(path) as file:
         rate = file.samplerate
-        seekable = file.subtype in _SEEKABLE and 0 < file.frames < _UNKNOWN
+        seekable = _info(file).seekable
         before = min(start, _MP3_CONTEXT) if file.format == 'MP3' and seekable else 0
         if seekable:
             file.seek(min(start - before, file.frames))
@@ -93,7 +97,7 @@ def examine_audio(path: str | Path, block: int = 1 << 16) -> tuple[AudioInfo, fl
     """
     largest, frames = 0.0, 0
     with _opened(path) as file:
-        info = AudioInfo(file.frames, file.channels, file.samplerate)
+        info = _info(file)
         # Not file.blocks, which gives a file that ends early its full length.
         for data in _blocks(file, None, block=block):
             if not np.isfinite(data).all():
@@ -128,12 +132,50 @@ def _resample_coprime(wave: Tensor, source: int, target: int) -> Tensor:
     padded = torch.nn.functional.pad(wave, (reach, reach + 1))
     offsets = torch.arange(-reach, reach + 1)
     parts = []
-    for numbers in torch.arange(count).split(max(1, (1 << 22) // len(offsets))):
+    for numbers in torch.arange(count).split(max(1, (1 << 20) // len(offsets))):
         first, rest = numbers * source // target, (numbers * source % target).double() / target
         t = ((offsets - rest[:, None]) * cutoff).clamp(-6, 6)  # (B, taps) in zero crossings
         taps = torch.sinc(t) * torch.cos(t * math.pi / 12).square() * cutoff
         parts.append((padded[..., first[:, None] + offsets + reach] * taps.to(wave.dtype)).sum(-1))
     return torch.cat(parts, -1) if parts else wave[..., :0]
+
+
+def resample_file(path: Path, target: Path, sample_rate: int, block: int = 1 << 20) -> None:
+    """Write the mono mix of a file at another rate (Hz) as a W64 file of floats; about `block` frames are held at once.
+
+    Raises as `read_audio` does, and OSError where `target` cannot be written.
+    """
+    import soundfile
+
+    with _opened(path) as source:
+        rate = source.samplerate
+        unit = rate // math.gcd(rate, sample_rate)  # so many frames make a whole number of samples
+        size, context = (unit * math.ceil(count / unit) for count in (block, 7 * max(1, rate / sample_rate) + 1))
+
+        def blocks() -> Iterator[Tensor]:
+            while len(data := np.concatenate([np.zeros((0, source.channels), np.float32), *_blocks(source, size)])):
+                yield torch.from_numpy(data.mean(axis=1))
+
+        def write(temporary: Path) -> None:
+            try:
+                with soundfile.SoundFile(temporary, 'w', sample_rate, 1, 'FLOAT', format='W64') as sink:
+                    for wave in _resampled(blocks(), rate, sample_rate, context):
+                        sink.write(wave.numpy())
+            except soundfile.LibsndfileError as error:
+                raise OSError(f'{target}: cannot be written ({error.error_string})') from error
+
+        write_atomically(target, write)
+
+
+def _resampled(blocks: Iterator[Tensor], rate: int, sample_rate: int, context: int) -> Iterator[Tensor]:
+    """Each block with `context` frames of its neighbors around it, where the filter looks."""
+    before, wave = torch.zeros(context), next(blocks, torch.zeros(0))
+    while len(wave):
+        after = next(blocks, torch.zeros(0))
+        made = resample(torch.cat([before, wave, after[:context]]), rate, sample_rate)
+        begin = context * sample_rate // rate
+        yield made[begin : begin + math.ceil(len(wave) * sample_rate / rate)]
+        before, wave = torch.cat([before, wave])[-context:], after
 
 
 def write_audio(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: int) -> Path:
@@ -233,6 +275,11 @@ def wav_bytes(waveform: Tensor | np.ndarray, sample_rate: int) -> bytes:
     data = _floats(waveform).clamp(-1, 1).numpy()
     soundfile.write(file, data, sample_rate, format='WAV', subtype='PCM_16')
     return file.getvalue()
+
+
+def _info(file: 'SoundFile') -> AudioInfo:
+    seekable = file.subtype in _SEEKABLE and 0 < file.frames < _UNKNOWN
+    return AudioInfo(file.frames, file.channels, file.samplerate, seekable)
 
 
 def _blocks(file: 'SoundFile', frames: int | None, before: int = 0, block: int = 1 << 16) -> Iterator[np.ndarray]:

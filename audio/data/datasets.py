@@ -3,7 +3,6 @@
 Every data set maps an index to a waveform (clip_samples,), float32 in [-1, 1]; the task quantizes it.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..io import read_audio, resample
-from .files import AudioFile, Stretch, class_of
+from ..io import read_audio
+from .files import Stretch, class_of
 
 NORMALIZATIONS = ('none', 'peak', 'min-max')
 
@@ -40,7 +39,7 @@ class Clips(Dataset[Tensor]):
 
 
 class FolderClips(Clips):
-    """Windows of `clip_samples` at `sample_rate` Hz, side by side over the stretches; only the window is read.
+    """Windows of `clip_samples`, side by side over the stretches; only the window is read.
 
     A stretch shorter than a window gives one, filled up with silence; where `whole` is False (stretches cut out of
     longer files) one shorter than half a window gives none. `normalize`: 'none', 'peak' (divide by the file's peak) or
@@ -54,7 +53,6 @@ class FolderClips(Clips):
         self,
         stretches: list[Stretch],
         clip_samples: int,
-        sample_rate: int,
         *,
         normalize: str = 'none',
         whole: bool = True,
@@ -65,11 +63,10 @@ class FolderClips(Clips):
     ) -> None:
         if normalize not in NORMALIZATIONS:
             raise ValueError(f'unknown normalization {normalize!r}: expected one of {", ".join(NORMALIZATIONS)}')
-        self.clip_samples, self.sample_rate = clip_samples, sample_rate
-        self.normalize, self.shift_seed = normalize, shift_seed
+        self.clip_samples, self.normalize, self.shift_seed = clip_samples, normalize, shift_seed
         self.windows: list[tuple[int, Stretch, int, int]] = []
         for number, stretch in enumerate(stretches):
-            length, window = stretch.stop - stretch.start, self._frames(stretch.file)
+            length, window = stretch.stop - stretch.start, clip_samples
             if length < (1 if whole else (window + 1) // 2):
                 continue
             count = max(1, length // window)
@@ -88,7 +85,7 @@ class FolderClips(Clips):
         if self.shift_seed is not None and slack:
             offset += int(np.random.default_rng((self.shift_seed, self.epoch, number)).integers(0, slack + 1))
         start = stretch.start + offset
-        wave = self._read(stretch.file, start, min(self._frames(stretch.file), stretch.stop - start))
+        wave, _ = read_audio(stretch.file.sound, start=start, frames=min(self.clip_samples, stretch.stop - start))
         if self.normalize == 'peak':
             wave = wave / stretch.file.peak
         elif self.normalize == 'min-max' and wave.max() > wave.min():
@@ -97,20 +94,4 @@ class FolderClips(Clips):
 
     def _samples_of(self, stretch: Stretch, offset: int) -> int:
         """Samples of a window that lie in its stretch."""
-        frames = min(self._frames(stretch.file), stretch.stop - stretch.start - offset)
-        return min(self.clip_samples, math.ceil(frames * self.sample_rate / stretch.file.sample_rate))
-
-    def _frames(self, file: AudioFile) -> int:
-        """Frames of the file that make one window."""
-        return math.ceil(self.clip_samples * file.sample_rate / self.sample_rate)
-
-    def _read(self, file: AudioFile, start: int, frames: int) -> Tensor:
-        if file.sample_rate == self.sample_rate:
-            return read_audio(file.path, start=start, frames=frames)[0]
-        # Some context before and after keeps the resampling filter away from the window's ends.
-        unit = file.sample_rate // math.gcd(file.sample_rate, self.sample_rate)
-        context = math.ceil(64 / unit) * unit
-        before = min(start, context) // unit * unit
-        wave, _ = read_audio(file.path, start=start - before, frames=before + frames + context)
-        wave = resample(wave, file.sample_rate, self.sample_rate)[before * self.sample_rate // file.sample_rate :]
-        return wave[: min(self.clip_samples, math.ceil(frames * self.sample_rate / file.sample_rate))]
+        return min(self.clip_samples, stretch.stop - stretch.start - offset)

@@ -14,7 +14,7 @@ import warnings
 import zlib
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -25,7 +25,7 @@ from s4nd.data.tars import link_target, open_tar
 from s4nd.files import alone
 from s4nd.progress import progress
 
-from ..io import SUFFIXES, examine_audio
+from ..io import SUFFIXES, audio_info, examine_audio, resample_file
 
 PARTS = ('train', 'val', 'test')
 SPLITS = ('time', 'files', 'lists', 'digits')
@@ -40,12 +40,14 @@ SPOKEN_DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 
 
 @dataclass(frozen=True)
 class AudioFile:
-    """A usable file: frames and rate from its header, peak of its mono mix."""
+    """A usable file: frames and rate from its header, peak of its mono mix, and where its sound is read."""
 
     path: Path
     frames: int
     sample_rate: int
     peak: float
+    sound: Path
+    seekable: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def scan_files(
         if peak == 0 and not silent:
             skipped[path] = 'silent'
         else:
-            files.append(AudioFile(path, info.frames, info.sample_rate, peak))
+            files.append(AudioFile(path, info.frames, info.sample_rate, peak, path, info.seekable))
     total = len(files) + len(skipped)
     if skipped:
         named = '; '.join(f'{path}: {reason}' for path, reason in list(skipped.items())[:10])
@@ -98,6 +100,34 @@ def scan_files(
     if not files:
         raise ValueError(f'{root}: none of the {total} audio files is usable')
     return files, skipped
+
+
+def at_rate(files: list[AudioFile], sample_rate: int, cache: str | Path) -> list[AudioFile]:
+    """The same files at `sample_rate` (Hz): those of other rates, or of codings without a seek, are rewritten into
+    `cache` once.
+
+    Raises OSError where the cache cannot be written.
+    """
+    cache = Path(cache).expanduser()
+    made = {file: _cached(file.path, cache, f'-{sample_rate}.w64') for file in files
+            if file.sample_rate != sample_rate or not file.seekable}  # fmt: skip
+    missing = [(file, sound) for file, sound in made.items() if not sound.is_file()]
+    for file, sound in progress(missing, f'resampling to {sample_rate} Hz', 'files', len(missing)):
+        with alone(sound):
+            if not sound.is_file():
+                resample_file(file.path, sound, sample_rate)
+    return [
+        replace(file, frames=audio_info(made[file]).frames, sample_rate=sample_rate, sound=made[file], seekable=True)
+        if file in made else file
+        for file in files
+    ]  # fmt: skip
+
+
+def _cached(path: Path, cache: Path, ending: str) -> Path:
+    """The place in the cache of what is made of a file, another one when the file changes."""
+    stat = path.stat()
+    fingerprint = hashlib.sha256(f'{path.resolve()} {stat.st_size} {stat.st_mtime_ns}'.encode()).hexdigest()[:16]
+    return cache / f'{path.name.split(".")[0]}-{fingerprint}{ending}'
 
 
 def split_files(files: list[AudioFile], root: str | Path, how: str, fraction: float = 0.06) -> dict[str, list[Stretch]]:
@@ -190,9 +220,7 @@ def unpacked(archive: str | Path, cache: str | Path) -> Path:
     Only sound files and the lists of a split are unpacked. Raises ValueError for a file that is no whole tar.
     """
     archive, cache = Path(archive), Path(cache).expanduser()
-    stat = archive.stat()
-    fingerprint = hashlib.sha256(f'{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}'.encode()).hexdigest()[:16]
-    folder = cache / f'{archive.name.split(".")[0]}-{fingerprint}'
+    folder = _cached(archive, cache, '')
     if not folder.is_dir():
         with alone(folder):
             if not folder.is_dir():

@@ -14,6 +14,7 @@ from .files import (
     SPLITS,
     SPOKEN_DIGITS,
     Stretch,
+    at_rate,
     class_of,
     scan_files,
     scan_folder,
@@ -38,7 +39,7 @@ class AudioData:
         None, 'folder or tar of recordings; sc09, speech_commands: where Speech Commands is, or is to be'
     )
     download: bool = option(False, 'sc09, speech_commands: fetch it into root')
-    cache: str = option('out/cache', 'folder into which a tar is unpacked')
+    cache: str = option('out/cache', 'folder into which a tar is unpacked, and files of other rates are resampled once')
     sample_rate: int = option(16000, 'Hz; recordings of other rates are resampled', low=1)
     clip_samples: int = option(16000, 'samples per clip', low=1)
     quantizer: str = option('mu-law', 'spacing of the codes', choices=LAWS)
@@ -73,7 +74,9 @@ def clip_parts(data: AudioData, seed: int) -> dict[str, Clips]:
         }
     if data.root is None:
         raise ConfigError('data.root: a folder of audio files must be given, or a tar of them (data.root=/path)')
-    common: dict[str, Any] = {'normalize': data.normalize, 'labels': data.labels, 'seed': seed}
+    common: dict[str, Any] = {
+        'normalize': data.normalize, 'labels': data.labels, 'seed': seed, 'cache': data.cache,
+    }  # fmt: skip
     if data.kind in ('sc09', 'speech_commands'):
         common['words'] = SPOKEN_DIGITS if data.kind == 'sc09' else None
         rate = data.sample_rate
@@ -82,11 +85,8 @@ def clip_parts(data: AudioData, seed: int) -> dict[str, Clips]:
         raise ConfigError(f'data.root: no folder at {data.root}')
     # The packs of spoken digits name digit, speaker and index in each file.
     split = 'digits' if data.kind == 'digits' else data.split
-    fraction, cache = data.val_fraction, data.cache
     return dict(
-        folder_parts(
-            data.root, data.clip_samples, data.sample_rate, split=split, fraction=fraction, cache=cache, **common
-        )
+        folder_parts(data.root, data.clip_samples, data.sample_rate, split=split, fraction=data.val_fraction, **common)
     )
 
 
@@ -104,15 +104,16 @@ def folder_parts(
 ) -> dict[str, FolderClips]:
     """Train, validation and test clips of a folder, or of a tar, which is unpacked into `cache`.
 
+    Files of other rates are resampled into `cache`, once.
+
     See `scan_folder`, `split_files` and `FolderClips`. Raises ValueError, naming the part, where a part has no clip.
     """
     root = unpacked(root, cache) if Path(root).is_file() else Path(root)
     files, skipped = scan_folder(root)
     parts = _clips(
-        split_files(files, root, split, fraction),
+        split_files(at_rate(files, sample_rate, cache), root, split, fraction),
         skipped,
         clip_samples,
-        sample_rate,
         normalize=normalize,
         whole=split != 'time',
         labels=labels,
@@ -136,6 +137,7 @@ def speech_commands_parts(
     download: bool = False,
     normalize: str = 'none',
     labels: str = 'none',
+    cache: str | Path = 'out/cache',
     seed: int = 0,
 ) -> dict[str, FolderClips]:
     """Train, validation and test clips of `words` of Speech Commands; see `speech_commands_files`."""
@@ -143,10 +145,9 @@ def speech_commands_parts(
     part_of = {path: part for part, paths in found.items() for path in paths}
     files, skipped = scan_files(root, sorted(part_of))
     return _clips(
-        whole_files(files, [part_of[file.path] for file in files]),
+        whole_files(at_rate(files, sample_rate, cache), [part_of[file.path] for file in files]),
         skipped,
         clip_samples,
-        sample_rate,
         normalize=normalize,
         labels=labels,
         seed=seed,
@@ -157,7 +158,6 @@ def _clips(
     parts: Mapping[str, list[Stretch]],
     skipped: Mapping[Path, str],
     clip_samples: int,
-    sample_rate: int,
     *,
     normalize: str,
     labels: str,
@@ -170,7 +170,6 @@ def _clips(
         part: FolderClips(
             stretches,
             clip_samples,
-            sample_rate,
             normalize=normalize,
             whole=whole,
             shift_seed=seed if part == 'train' else None,

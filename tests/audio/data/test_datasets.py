@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+import audio.io
 from audio.data.datasets import FolderClips
-from audio.data.files import PARTS, SPOKEN_DIGITS, scan_folder, split_files
+from audio.data.files import PARTS, SPOKEN_DIGITS, at_rate, scan_folder, split_files
 from audio.data.parts import folder_parts, speech_commands_parts
 from audio.data.plucked import PITCHES, PluckedClips, pluck, plucked_melody
-from audio.io import read_audio, write_audio
+from audio.io import read_audio, resample, write_audio
 from audio.tasks import build
 from s4nd.train import main as train
 from s4nd.training.config import load_config
@@ -29,9 +31,9 @@ def where(clip: torch.Tensor) -> int:
 def test_windows_are_side_by_side_and_move_with_the_epoch(folder: Path) -> None:
     files, _ = scan_folder(folder)
     stretches = split_files(files, folder, 'time', 0.06)['train']
-    still = FolderClips(stretches, 300, 8000)
+    still = FolderClips(stretches, 300)
     assert [where(still[i]) for i in range(len(still))] == [0, 300, 0, 300, 600, 900, 1200]
-    moving = FolderClips(stretches, 300, 8000, shift_seed=1)
+    moving = FolderClips(stretches, 300, shift_seed=1)
     seen = set()
     for epoch in range(10):
         moving.epoch = epoch
@@ -43,31 +45,60 @@ def test_windows_are_side_by_side_and_move_with_the_epoch(folder: Path) -> None:
 
 def test_short_files_are_filled_up_with_silence(folder: Path) -> None:
     files, _ = scan_folder(folder)
-    clips = FolderClips(split_files(files, folder, 'files', 0.0)['train'], 1500, 8000)
+    clips = FolderClips(split_files(files, folder, 'files', 0.0)['train'], 1500)
     assert len(clips) == 2
     assert clips[0].shape == (1500,)
     assert (clips[0][1000:] == 0).all() and (clips[0][:1000] > 0).all()
 
 
-def test_windows_of_a_resampled_file_line_up(tmp_path: Path) -> None:
-    t = torch.arange(16000) / 16000
+@pytest.mark.parametrize('source', [16000, 24000, 11025, 16001, 192000])
+def test_a_file_of_another_rate_is_resampled_once_and_as_a_whole(
+    tmp_path: Path, source: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = torch.arange(2 * source) / source
     wave = 0.4 * torch.sin(2 * math.pi * 150 * t) + 0.3 * torch.sin(2 * math.pi * 217 * t)
-    write_audio(tmp_path / 'a.wav', wave, 16000)
-    files, _ = scan_folder(tmp_path)
-    clips = FolderClips(split_files(files, tmp_path, 'files', 0.0)['train'], 1000, 8000)
-    assert len(clips) == 8
-    joined = torch.cat([clips[i] for i in range(8)])
-    torch.testing.assert_close(joined[50:-50], wave[::2][50:-50], atol=5e-3, rtol=0)
+    write_audio(tmp_path / 'set' / 'a.wav', wave, source)
+    monkeypatch.setattr(audio.io.resample_file, '__defaults__', (source // 3,))  # in several blocks
+    files = at_rate(scan_folder(tmp_path / 'set')[0], 8000, tmp_path / 'cache')
+    clips = FolderClips(split_files(files, tmp_path / 'set', 'files', 0.0)['train'], 1000)
+    assert len(clips) == 16 and files[0].path == tmp_path / 'set' / 'a.wav'
+    whole = resample(read_audio(tmp_path / 'set' / 'a.wav')[0], source, 8000)
+    torch.testing.assert_close(torch.cat([clips[i] for i in range(16)]), whole, atol=1e-6, rtol=0)
+    monkeypatch.setattr('audio.data.files.resample_file', lambda *_: pytest.fail('resampled again'))
+    assert at_rate(scan_folder(tmp_path / 'set')[0], 8000, tmp_path / 'cache') == files
+    write_audio(tmp_path / 'set' / 'a.wav', wave[:-8], source)
+    with pytest.raises(pytest.fail.Exception):  # another file of that name is another sound
+        at_rate(scan_folder(tmp_path / 'set')[0], 8000, tmp_path / 'cache')
+
+
+@pytest.mark.parametrize('subtype', ['GSM610', 'IMA_ADPCM', 'MS_ADPCM'])
+def test_codings_without_a_seek_are_decoded_once(tmp_path: Path, subtype: str) -> None:
+    soundfile.write(tmp_path / 'a.wav', 0.5 * np.sin(np.arange(30000) / 20), 8000, subtype=subtype)
+    parts = folder_parts(tmp_path, 500, 8000, fraction=0.1, cache=tmp_path / 'cache')
+    whole, _ = read_audio(tmp_path / 'a.wav')
+    clips = parts['val']
+    stretch = clips.windows[0][1]
+    assert stretch.file.sound != stretch.file.path and len(clips) == 6
+    for index in range(6):
+        start = stretch.start + 500 * index
+        torch.testing.assert_close(clips[index], whole[start : start + 500], atol=1e-6, rtol=0)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    write_audio(tmp_path / 'set' / 'a.wav', ramp(4000), 16000)
+    (tmp_path / 'cache').write_text('a file')
+    with pytest.raises(OSError, match=r'File exists: .*cache'):
+        folder_parts(tmp_path / 'set', 100, 8000, cache=tmp_path / 'cache')
 
 
 def test_normalization(folder: Path) -> None:
     files, _ = scan_folder(folder)
     stretches = split_files(files, folder, 'files', 0.0)['train']
-    assert FolderClips(stretches, 1000, 8000, normalize='peak')[0].max() == pytest.approx(1, abs=1e-3)
-    clip = FolderClips(stretches, 500, 8000, normalize='min-max')[1]
+    assert FolderClips(stretches, 1000, normalize='peak')[0].max() == pytest.approx(1, abs=1e-3)
+    clip = FolderClips(stretches, 500, normalize='min-max')[1]
     assert (clip.min(), clip.max()) == (-1, 1)
     with pytest.raises(ValueError, match=r"'loud'.*none, peak, min-max"):
-        FolderClips(stretches, 500, 8000, normalize='loud')
+        FolderClips(stretches, 500, normalize='loud')
 
 
 def test_parts_need_clips(folder: Path) -> None:
@@ -113,7 +144,9 @@ def test_sc09_clips(tmp_path: Path) -> None:
     base = speech_commands(tmp_path)
     write_audio(base / 'zero' / '000_nohash_0.wav', torch.zeros(800), 16000)
     with pytest.warns(UserWarning, match='passed over 1 of 6'):
-        parts = speech_commands_parts(tmp_path, 500, 8000, words=SPOKEN_DIGITS, labels='folder')
+        parts = speech_commands_parts(
+            tmp_path, 500, 8000, words=SPOKEN_DIGITS, labels='folder', cache=tmp_path / 'cache'
+        )
     assert [len(parts[part]) for part in PARTS] == [3, 1, 1]
     assert parts['train'].classes == ('seven', 'zero') and parts['train'].labels == [0, 0, 1]
     clip = parts['test'][0]
@@ -164,7 +197,7 @@ def test_windows_of_every_format_are_cut_out_of_the_whole(tmp_path: Path, suffix
     t = torch.arange(120_000) / 16000
     path = write_audio(tmp_path / f'a{suffix}', 0.5 * torch.sin(2 * math.pi * (100 * t + 90 * t**2)), 16000)
     whole, _ = read_audio(path)
-    clips = FolderClips(split_files(scan_folder(tmp_path)[0], tmp_path, 'files', 0.0)['train'], 7000, 16000)
+    clips = FolderClips(split_files(scan_folder(tmp_path)[0], tmp_path, 'files', 0.0)['train'], 7000)
     for i in (0, 4, 9):  # not near the end of the OGG, where libsndfile jumps a little too far
         torch.testing.assert_close(clips[i], whole[7000 * i : 7000 * (i + 1)], atol=1e-6, rtol=0)
 
