@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= out/demo
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo demo-train test test-newest gpu gpu-train timm-suite lint format clean clients
+.PHONY: help setup demo demo-train test test-newest gpu gpu-train timm-suite docs lint format clean clients
 
 help:
 	@echo "make demo    run the models that ship: pictures at four sizes, a few seconds of piano, a page (half a minute)"
@@ -15,6 +15,7 @@ help:
 	@echo "make gpu-train   train CIFAR-10 on a GPU (8 minutes; DATA=folder of CIFAR-10) and evaluate at four sizes"
 	@echo "make timm-suite   run timm's own tests of its models on ours (K='name or name' chooses)"
 	@echo "make clients run timm's scripts, transformers, fastai, … on our models, those that are installed"
+	@echo "make docs    build the documentation site in out/site"
 	@echo "make lint    check style and types"
 	@echo "make setup   make the virtual environment in $(VENV) (done by the others when needed)"
 
@@ -74,6 +75,11 @@ timm-suite: setup
 # One script for each library; CLIENTS='timm=FOLDER only=peft' passes words on.
 clients: setup
 	OMP_NUM_THREADS=1 $(BIN)/python examples/clients/run.py $(CLIENTS)
+
+# The site in out/site. Nothing is fetched; a dead link, an unknown name or an out-of-date table is an error.
+docs: setup
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: setup
 	$(BIN)/ruff check .

@@ -67,11 +67,18 @@ expect('images/last.safetensors', 'images/evaluation.json', 'report.png', 'repor
 
 images(Path('pictures'))
 weights = location / 'weights' / 's4nd_isotropic_mini.cifar10.safetensors'
-data = ('data.kind=folder', 'data.root=pictures', 'data.size=32', 'data.val_fraction=0.5', 'device=cpu')
+data = (
+    'data.kind=folder',
+    'data.root=pictures',
+    'data.size=32',
+    'data.source_size=64',
+    'data.val_fraction=0.5',
+    'device=cpu',
+)
 run('evaluate', f'checkpoint={weights}', *data, 'sizes=[8,16,32,64]', 'out=shipped')
 assert len(json.loads(Path('shipped/evaluation.json').read_text('utf-8'))['milliseconds']) == 4
 
-run('train', 'demo/sashimi', 'epochs=1', 'max_steps=2', 'data.train_count=4', 'data.test_count=2', 'device=cpu', 'out=sound')
+run('train', 'demo/sashimi', 'data.train_count=4', 'data.test_count=2', *small[2:], 'out=sound')
 run('generate', 'checkpoint=sound', 'seconds=0.1', 'batch=2', 'out=clips/a.wav')
 run('metrics', 'checkpoint=sound')
 run('page', 'real=clips', 'generated=clips', 'out=page.html', 'count=1')

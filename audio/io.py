@@ -236,8 +236,12 @@ def spectrogram_png(
     title: str = '',
     size: tuple[float, float] = (9, 5),
     dpi: int = 120,
+    ink: str | None = None,
 ) -> bytes:
-    """PNG of a mono clip (T,): the waveform over its spectrogram in dB against the loudest bin; `size` in inches."""
+    """PNG of a mono clip (T,): the waveform over its spectrogram in dB against the loudest bin; `size` in inches.
+
+    With `ink`, a color, axes and labels have it and the ground is transparent, for pages that may be light or dark.
+    """
     # The object interface draws without a display and leaves pyplot's global state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -261,9 +265,16 @@ def spectrogram_png(
     )
     bottom.set_xlabel('time (s)')
     bottom.set_ylabel('frequency (kHz)')
-    figure.colorbar(image, ax=bottom, label='dB')
+    bar = figure.colorbar(image, ax=bottom, label='dB')
+    if ink is not None:
+        for axes in (top, bottom, bar.ax):
+            axes.tick_params(colors=ink)
+            axes.xaxis.label.set_color(ink)
+            axes.yaxis.label.set_color(ink)
+            for spine in axes.spines.values():
+                spine.set_edgecolor(ink)
     picture = BytesIO()
-    figure.savefig(picture, dpi=dpi, format='png')
+    figure.savefig(picture, dpi=dpi, format='png', transparent=ink is not None)
     return picture.getvalue()
 
 

@@ -23,6 +23,7 @@ __all__ = [
     'check_keywords',
     'check_values',
     'describe',
+    'describe_field',
     'fill',
     'is_out_of_memory',
     'nearest',
@@ -225,7 +226,8 @@ def describe(schema: type, prefix: str = '') -> str:
     return '\n'.join([*lines, *(f'\n{text}' for text in sections)])
 
 
-def _line(name: str, hint: Any, item: Field[Any]) -> str:
+def describe_field(hint: Any, item: Field[Any]) -> tuple[str, str, str]:
+    """The default of an option, its description and what is admitted, as words."""
     default = item.default_factory() if item.default_factory is not NO_DEFAULT else item.default
     words = {None: 'null', True: 'true', False: 'false', MISSING: '…'}
     shown = str(default) if isinstance(default, (list, dict, int, float)) and not isinstance(default, bool) else (
@@ -235,7 +237,12 @@ def _line(name: str, hint: Any, item: Field[Any]) -> str:
     allowed = ', '.join(choices) if choices else _kind(hint)
     allowed += f', at least {low:g}' if low is not None else ''
     allowed += f', at most {high:g}' if high is not None else ''
-    return f'  {f"{name}={shown}":<36} {item.metadata.get("text", "")} ({allowed})'
+    return shown, item.metadata.get('text', ''), allowed
+
+
+def _line(name: str, hint: Any, item: Field[Any]) -> str:
+    default, text, allowed = describe_field(hint, item)
+    return f'  {f"{name}={default}":<36} {text} ({allowed})'
 
 
 def _misplaced(schema: type, content: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, str]]:

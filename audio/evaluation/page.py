@@ -1,7 +1,8 @@
 """A page to listen to: real clips beside generated ones, in one self-contained HTML file.
 
 Every folder (or tar) is a column, `count` of its clips are its rows, each cut to `seconds`, with player, waveform and
-spectrogram. Real clips are spread evenly over the files in order of their names; generated ones are the first.
+spectrogram. Real clips are spread evenly over the files in order of their names; generated ones are the first. On a
+narrow screen the clips of a row stand below each other.
 """
 
 import base64
@@ -19,15 +20,27 @@ from ..data.files import AudioFile, scan_folder, unpacked
 from ..io import read_audio, spectrogram_png, wav_bytes
 
 STYLE = """
-body { font-family: sans-serif; margin: 2em; background: #fff; color: #222; }
-table { border-collapse: collapse; }
-th, td { padding: 0.6em; vertical-align: top; text-align: left; }
-tr:nth-child(even) { background: #f4f4f4; }
-audio { width: 100%; }
-img { width: 100%; min-width: 20em; }
-figcaption { font-size: 0.8em; color: #666; }
-figure { margin: 0; }
+:root { color-scheme: light dark; --text: #1d1d1f; --quiet: #5f5f66; --line: #d9d9de; --ground: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #ececf0; --quiet: #a5a5ad; --line: #3c3c43; --ground: #161618; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 80rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; }
+body { color: var(--text); background: var(--ground); }
+h1 { font-size: 1.5rem; line-height: 1.2; }
+.row { display: grid; gap: 1.5rem; padding: 1rem 0; border-top: 1px solid var(--line); }
+figure { margin: 0; min-width: 0; }
+figcaption { color: var(--quiet); font-size: 0.875rem; overflow-wrap: anywhere; }
+figcaption b { display: block; color: var(--text); font-size: 1rem; }
+audio, img { display: block; width: 100%; }
+audio { margin: 0.5rem 0; }
+.none { display: none; }
+@media (min-width: 45rem) {
+  .row { grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); }
+  .none { display: block; }
+}
 """
+INK = '#7d7d84'  # of axes and labels: legible on a light and on a dark page
 
 
 @dataclass(frozen=True)
@@ -58,15 +71,19 @@ def choose(
 def page(columns: Mapping[str, Sequence[Clip]], title: str = 'Real and generated audio', intro: str = '') -> str:
     """HTML of one column per name, holding its clips from top to bottom; sound and pictures are inside the text.
 
-    `intro` is HTML between the title and the table.
+    `intro` is HTML between the title and the clips.
     """
-    head = ''.join(f'<th>{html.escape(name)}</th>' for name in columns)
-    rows = zip_longest(*columns.values())
-    body = '\n'.join('<tr>' + ''.join(f'<td>{_figure(clip)}</td>' for clip in row) + '</tr>' for row in rows)
+    rows = '\n'.join(
+        f'<section class="row" style="--columns: {len(columns)}">'
+        + '\n'.join(_figure(name, clip) for name, clip in zip(columns, row, strict=True))
+        + '</section>'
+        for row in zip_longest(*columns.values())
+    )
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{intro}\n<table><thead><tr>{head}</tr></thead>\n'
-        f'<tbody>\n{body}\n</tbody></table></body></html>\n'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f'<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n'
+        f'<body><h1>{html.escape(title)}</h1>\n{intro}\n<main>\n{rows}\n</main></body></html>\n'
     )
 
 
@@ -95,14 +112,16 @@ def _cut(file: AudioFile, place: float, seconds: float) -> Clip:
     return Clip(file.path.name, wave, rate)
 
 
-def _figure(clip: Clip | None) -> str:
+def _figure(column: str, clip: Clip | None) -> str:
     if clip is None:
-        return ''
+        return '<figure class="none"></figure>'
     sound = base64.b64encode(wav_bytes(clip.wave, clip.sample_rate)).decode()
-    picture = base64.b64encode(spectrogram_png(clip.wave, clip.sample_rate, size=(5, 3), dpi=80)).decode()
+    drawn = spectrogram_png(clip.wave, clip.sample_rate, size=(5, 3), dpi=80, ink=INK)
     length = f'{len(clip.wave) / clip.sample_rate:.2f} s at {clip.sample_rate} Hz'
+    name = html.escape(clip.name)
     return (
-        f'<figure><audio controls preload="none" src="data:audio/wav;base64,{sound}"></audio>'
-        f'<img alt="waveform and spectrogram" src="data:image/png;base64,{picture}">'
-        f'<figcaption>{html.escape(clip.name)}, {length}</figcaption></figure>'
+        f'<figure><figcaption><b>{html.escape(column)}</b>{name}, {length}</figcaption>'
+        f'<audio controls preload="metadata" src="data:audio/wav;base64,{sound}"></audio>'
+        f'<img alt="Waveform and spectrogram of {name}" width="400" height="240" style="height: auto" '
+        f'src="data:image/png;base64,{base64.b64encode(drawn).decode()}"></figure>'
     )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from s4nd.files import write_atomically
 from s4nd.interop.frozen import freeze
 from s4nd.models import is_ours, load_checkpoint
-from s4nd.options import nearest
+from s4nd.options import nearest, option
 from s4nd.resolution import parse_size, size_name
 from s4nd.training.checkpoint import find_weights, read_metadata
 from s4nd.words import parse_words
@@ -153,11 +153,11 @@ def _trace(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[st
 class Options:
     """The command's options, with their defaults."""
 
-    size: Any = None  # side in pixels, or height x width
-    sizes: Any = None  # several of them, [16,24x32], in place of size
-    checkpoint: str | None = None  # a run's folder or a .safetensors file
-    model: str | None = None  # a registered name, in place of a checkpoint
-    out: str = 'model.onnx'
+    size: Any = option(None, 'side in pixels, or height x width: 224x320')
+    sizes: Any = option(None, 'several of them, [16,24x32], in place of `size`: a file for each')
+    checkpoint: str | None = option(None, 'folder of a run, or a .safetensors file')
+    model: str | None = option(None, 'a registered name, in place of a checkpoint')
+    out: str = option('model.onnx', 'the ONNX file')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
