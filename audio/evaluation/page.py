@@ -40,7 +40,7 @@ audio { margin: 0.5rem 0; }
   .none { display: block; }
 }
 """
-INK = '#7d7d84'  # of axes and labels: legible on a light and on a dark page
+INK = '#84848b'  # of axes and labels: legible on a light and on a dark page
 
 
 @dataclass(frozen=True)
