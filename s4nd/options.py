@@ -228,11 +228,10 @@ def describe(schema: type, prefix: str = '') -> str:
 
 def describe_field(hint: Any, item: Field[Any]) -> tuple[str, str, str]:
     """The default of an option, its description and what is admitted, as words."""
-    default = item.default_factory() if item.default_factory is not NO_DEFAULT else item.default
+    default: Any = item.default_factory() if item.default_factory is not NO_DEFAULT else item.default
     words = {None: 'null', True: 'true', False: 'false', MISSING: '…'}
-    shown = str(default) if isinstance(default, (list, dict, int, float)) and not isinstance(default, bool) else (
-        words.get(default, default)
-    )  # fmt: skip
+    plain = isinstance(default, (list, dict, int, float)) and not isinstance(default, bool)
+    shown = str(default if plain else words.get(default, default))
     choices, low, high = (item.metadata.get(word) for word in ('choices', 'low', 'high'))
     allowed = ', '.join(choices) if choices else _kind(hint)
     allowed += f', at least {low:g}' if low is not None else ''
