@@ -47,3 +47,23 @@ def test_named_files_exist(name: str) -> None:
     paths = [ROOT / path for path in named] + [(ROOT / name).parent / link for link in linked]
     assert paths or name != 'README.md'
     assert [os.path.relpath(path, ROOT) for path in paths if not path.exists()] == []
+
+
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
+    """Each row of figures has its cells, in order, in one row of a page of results."""
+    pages = [path.read_text(encoding='utf-8') for path in sorted((ROOT / 'docs' / 'results').glob('*.md'))]
+    known = [cells(line) for page in pages for line in page.splitlines() if line.startswith('|')]
+    text = (ROOT / 'README.md').read_text(encoding='utf-8').partition('\n## Results')[2]
+    rows = [cells(line) for line in text.splitlines() if line.startswith('|') and re.search(r'\d\.\d', line)]
+    assert len(rows) >= 4
+    for row in rows:
+        assert any(is_part(row, other) for other in known), row
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+def is_part(row: list[str], other: list[str]) -> bool:
+    rest = iter(other)
+    return all(cell in rest for cell in row)
