@@ -109,7 +109,8 @@ def run(
         if not _is_expected(error):
             raise
         what = 'more memory is needed than there is: ' if is_out_of_memory(error) else ''
-        what = 'another process of this run ended: ' if _is_lost_process(error) else what
+        if _is_lost_process(error):
+            what = 'another process of this run ended, and its message says why: '
         print(f'error: {what}{(str(error).splitlines() or [""])[0]}', file=sys.stderr)
         return 1
 

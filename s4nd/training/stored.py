@@ -153,12 +153,22 @@ class Stored:
         """Fill model, average and optimizer."""
         if self._sharded:
             set_model_state_dict(self.raw, state['model'], options=_WHOLE)
-            set_optimizer_state_dict(self.raw, self.optimizer.optimizer, state['optimizer'], options=_WHOLE)
+            set_optimizer_state_dict(
+                self.raw, self.optimizer.optimizer, self._named(state['optimizer']), options=_WHOLE
+            )
             return
         self.raw.load_state_dict(state['model'])
         if self.ema is not None:
             self.ema.module.load_state_dict(state['ema'])
         self.optimizer.load_state_dict(state['optimizer'])
+
+    def _named(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """The state of an optimizer by the names of the parameters; an unsharded run numbers them."""
+        names = {id(parameter): name for name, parameter in self.raw.named_parameters()}
+        own = [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group['params']]
+        table = dict(zip((key for group in saved['param_groups'] for key in group['params']), own, strict=True))
+        groups = [{**group, 'params': [table[key] for key in group['params']]} for group in saved['param_groups']]
+        return {'state': {table[key]: value for key, value in saved['state'].items()}, 'param_groups': groups}
 
     def _counters(self) -> dict[str, Any]:
         names = ('epoch', 'updates', 'done', 'seconds', 'history', 'best')
@@ -188,7 +198,8 @@ class Stored:
         check_resumable(path, state['config'], self.config)
         if state['processes'] != self.accelerator.num_processes:
             raise CheckpointError(
-                f'{path} is of {state["processes"]} processes, expected as many, got {self.accelerator.num_processes}'
+                f'{path} was written with processes={state["processes"]}, expected as many, '
+                f'got {self.accelerator.num_processes}'
             )
         try:
             self._take(state)

@@ -132,7 +132,8 @@ def main(folder: Path) -> dict[str, Any]:
     images.write_text(IMAGES)
     sound.write_text(SOUND)
     tar = recordings(folder)
-    sharded = {'ACCELERATE_USE_FSDP': 'true', 'FSDP_VERSION': '2', 'FSDP_AUTO_WRAP_POLICY': 'NO_WRAP'}
+    sharded = {'ACCELERATE_USE_FSDP': 'true', 'FSDP_VERSION': '2', 'FSDP_AUTO_WRAP_POLICY': 'TRANSFORMER_BASED_WRAP'}
+    block = 'FSDP_TRANSFORMER_CLS_TO_WRAP'
     codes: dict[str, Any] = {}
 
     def begin(name: str, *args: Any, **options: Any) -> None:
@@ -140,11 +141,13 @@ def main(folder: Path) -> dict[str, Any]:
 
     begin('images_one', 1, images, ['data.batch_size=16'])
     begin('images_two', 2, images)
-    begin('images_sharded', 2, images, ['max_steps=4'], env=sharded)
-    begin('images_sharded', 2, images, ['resume=true', 'max_steps=null'], env=sharded)
+    # Begun in whole copies, gone on with in parts.
+    begin('images_sharded', 2, images, ['max_steps=4'])
+    begin('images_sharded', 2, images, ['resume=true', 'max_steps=null'], env={**sharded, block: 'IsotropicBlock'})
     begin('sound_one', 1, sound, ['data.batch_size=8', f'data.root={tar}', f'data.cache={folder / "cache_one"}'])
     begin('sound_two', 2, sound, [f'data.root={tar}', f'data.cache={folder / "cache_two"}'])
-    begin('sound_sharded', 2, sound, [f'data.root={tar}', f'data.cache={folder / "cache_two"}'], env=sharded)
+    words = [f'data.root={tar}', f'data.cache={folder / "cache_two"}']
+    begin('sound_sharded', 2, sound, words, env={**sharded, block: 'S4Block'})
     begin('stopped', 2, images, ['epochs=40', 'save.updates=3', 'eval.every=40'], stop=(1, 0.5))
     begin('stopped', 2, images, ['epochs=40', 'resume=true', 'save.updates=3', 'eval.every=40'])
     begin('whole', 2, images, ['epochs=40', 'eval.every=40'])
