@@ -119,3 +119,21 @@ def test_updates_on_sequences(tmp_path: Path, name: str) -> None:
         words += ['model.args.layer_args.kernel_args.n_ssm=1']
     report = train.main([str(train.find_config(name)), *words])
     assert report['training']['updates'] == 2 and all(np.isfinite(list(report['results'].values())))
+
+
+FORECASTS = [name for name in train.shipped_configs() if load_config(train.find_config(name)).task == 'forecast']
+
+
+@pytest.mark.parametrize('name', FORECASTS)
+def test_updates_on_a_table(tmp_path: Path, name: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(400, 2))
+    lines = ['date,HUFL,OT', *(f'2016-07-01 {i},{a},{b}' for i, (a, b) in enumerate(rows))]
+    (tmp_path / 'x.csv').write_text('\n'.join(lines))
+    words = [
+        f'data.root={tmp_path / "x.csv"}', 'data.target=OT', f'out={tmp_path / "out"}', 'data.context=16',
+        'data.horizon=4', 'data.batch_size=4', 'max_steps=2', 'eval.limit=4', f'eval.picture={tmp_path / "f.png"}',
+        'model.args.d_model=8', 'model.args.n_layers=1', 'device=cpu',
+    ]  # fmt: skip
+    report = train.main([str(train.find_config(name)), *words])
+    assert report['training']['updates'] == 2 and {'mse', 'mae', 'crps', 'mse_linear'} <= set(report['results'])
+    assert all(np.isfinite(list(report['results'].values()))) and (tmp_path / 'f.png').is_file()

@@ -22,6 +22,7 @@ _OWN = {
     'image': 's4nd.tasks.images:ImageTask',
     'video': 's4nd.tasks.clips:VideoTask',
     'series': 's4nd.tasks.series:SeriesTask',
+    'forecast': 's4nd.tasks.forecast:ForecastTask',
     'sequence': 's4nd.tasks.sequences:SequenceTask',
 }
 

@@ -6,7 +6,6 @@ Windows are float32 (N, C, L); NaN marks what is not known.
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from s4nd.data.folders import existing
 from s4nd.data.labeled import DataError
 from s4nd.data.series.masks import parse_mask
+from s4nd.data.series.tables import read_table
 from s4nd.data.synthetic.sines import sine_waves
 from s4nd.options import option
 
@@ -29,7 +29,7 @@ class SeriesData:
 
     kind: str = option('sines', 'the set', choices=('sines', 'file'))
     root: str | None = option(
-        None, 'file: .csv with a column per channel and a row per sample, or .npy (T, C) or (N, C, L)'
+        None, 'file: .csv or .parquet with a column per channel and a row per sample, or .npy (T, C) or (N, C, L)'
     )
     length: int = option(128, 'samples per window', low=2)
     channels: int = option(2, 'sines: channels', low=1)
@@ -60,7 +60,7 @@ def load_series(data: SeriesData, seed: int = 0) -> dict[str, Tensor]:
             part: sine_waves(count, data.channels, data.length, (seed, number))
             for number, (part, count) in enumerate(counts.items())
         }
-    path = existing(data.root, 'a .csv or .npy file with series')
+    path = existing(data.root, 'a .csv, .parquet or .npy file with series')
     windows = _windows(read_series(path), data.length, path)
     held = round(data.val_fraction * len(windows))
     if not held or 2 * held >= len(windows):
@@ -78,14 +78,15 @@ def read_series(path: Path) -> Tensor:
     """The values of a file, float64: (T, C) one recording, or (N, C, L) windows. Empty cells of a .csv are NaN.
 
     Raises:
-        DataError: it is neither a .csv nor a .npy, holds something else than numbers, or another number of axes.
+        DataError: it is no .csv, .parquet or .npy, holds something else than numbers, or another number of axes.
     """
-    readers = {'.csv': _read_csv, '.npy': _read_npy}
-    if path.suffix.lower() not in readers:
-        raise DataError(f'{path}: expected a .csv or a .npy file')
+    if path.suffix.lower() not in ('.csv', '.parquet', '.npy'):
+        raise DataError(f'{path}: expected a .csv, a .parquet or a .npy file')
     try:
-        values = readers[path.suffix.lower()](path)
-    except (OSError, EOFError, ValueError, csv.Error) as error:
+        values = _read_npy(path) if path.suffix.lower() == '.npy' else read_table(path).values
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError) as error:
         raise DataError(f'{path}: cannot be read ({error})') from error
     if values.ndim not in (2, 3) or not values.size:
         raise DataError(f'{path}: expected values (T, C) or (N, C, L), got the shape {values.shape}')
@@ -97,25 +98,6 @@ def _read_npy(path: Path) -> np.ndarray:
     if values.dtype.kind not in 'iuf':
         raise ValueError(f'expected numbers, got {values.dtype}')
     return values.astype(np.float64)
-
-
-def _read_csv(path: Path) -> np.ndarray:
-    with path.open(newline='', encoding='utf-8') as file:
-        rows = [row for row in csv.reader(file) if row]
-    if rows and not all(_is_number(cell) for cell in rows[0]):
-        del rows[0]  # names of the channels
-    widths = sorted({len(row) for row in rows})
-    if len(widths) != 1:
-        raise ValueError(f'expected rows of one length, got {widths}')
-    return np.array([[float(cell) if cell.strip() else np.nan for cell in row] for row in rows])
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell or 'nan')
-    except ValueError:
-        return False
-    return True
 
 
 def _windows(values: Tensor, length: int, path: Path) -> Tensor:

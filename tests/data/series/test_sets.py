@@ -54,7 +54,7 @@ def test_an_array_of_windows_is_taken_as_it_is(tmp_path: Path) -> None:
         ('x.csv', b'a,b\n1,two\n', 'cannot be read'),
         ('x.csv', b'\xff\xfe\x00', 'cannot be read'),
         ('x.npy', b'\x93NUMPY', 'cannot be read'),
-        ('x.txt', b'1', r'expected a \.csv or a \.npy file'),
+        ('x.txt', b'1', r'expected a \.csv, a \.parquet or a \.npy file'),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
