@@ -115,7 +115,8 @@ class ForecastTask(Task):
     @torch.no_grad()
     def evaluate_at(self, model: nn.Module, device: torch.device, points: Sequence[str]) -> dict[str, float]:
         """The metrics of the model and of the baselines on the test windows."""
-        numbers, results = self._numbers('test'), {}
+        results: dict[str, float] = {}
+        numbers = self._numbers('test')
         _, wanted = self._window('test', numbers)
         for name in ('', *BASELINES):
             draws = self.draws(model.eval(), device, numbers, name)
