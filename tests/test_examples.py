@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -90,3 +91,20 @@ def test_timm_scripts_learn_of_the_models_and_find_the_images(tmp_path: Path) ->
 def test_timm_scripts_themselves(tmp_path: Path) -> None:
     results = example('clients/timm_scripts').main('s4nd_isotropic_mini', True, CHECKOUT, tmp_path)
     assert set(results) == {'top1@16', 'top1@32', 'infer', 'train'} and results['infer'] > results['train'] > 0
+
+
+def test_app() -> None:
+    app = example('app/app')
+    (name,) = app.image_models()[:1]
+    seen, figure = app.sweep(name, Image.new('RGB', (50, 40), 'gray'))
+    assert [picture.size for picture in seen] == [(256, 256)] * len(app.SIZES) and len(figure.axes[0].lines) == 4
+    rate, wave = app.listen(app.sound_models()[0], None, None, 0.05, 0.9, 0)
+    beginning = (2 * rate, (16000 * np.ones((400, 2))).astype(np.int16))
+    _, longer = app.listen(app.sound_models()[0], None, beginning, 0.05, 0.9, 0)
+    assert wave.shape == (round(0.05 * rate),) and longer.shape == (200 + len(wave),)
+    assert abs(float(longer[:200].mean()) - 16000 / 32767) < 0.1
+
+
+def test_app_is_a_page() -> None:
+    pytest.importorskip('gradio')
+    assert example('app/app').build().title == 's4nd'
