@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s4nd.layers import S4ND
+from s4nd.layers.base import check_floating
 
 from .hub import HubModel
 from .keywords import layer_keywords
@@ -116,6 +117,7 @@ class WaveClassifier(HubModel):
     def forward(self, waves: Tensor) -> Tensor:
         if waves.dim() != 2 or waves.shape[1] < 1:
             raise ValueError(f'expected waveforms (batch, length >= 1), got {tuple(waves.shape)}')
+        check_floating(waves)
         loudness = waves.square().mean(-1, keepdim=True).clamp(min=1e-12).sqrt()  # (a root has no gradient at 0)
         x = F.relu(self.filters((waves / loudness)[:, None]))  # (B, C, L)
         for i, (pool, projection, stage) in enumerate(zip(self.pool, self.projections, self.stages, strict=True)):

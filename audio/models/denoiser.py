@@ -21,6 +21,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from s4nd.diffusion import Diffusion, step_features, step_network
 from s4nd.kernels import KERNELS, own_keywords
 from s4nd.layers import S4
+from s4nd.layers.base import check_floating
 from s4nd.layers.norms import make_norm
 from s4nd.models.s4_block import FeedForward, S4Block, make_linear
 
@@ -206,6 +207,7 @@ class DiffusionSaShiMi(HubModel):
             raise ValueError(
                 f'expected (batch, length) and one step per row, got {tuple(x.shape)} and {tuple(t.shape)}'
             )
+        check_floating(x)
         check_label(label, self.num_classes, len(x))
         self._check_mel(mel, x)
         condition = self.step_embedding(step_features(t).to(self.leave[-1].weight.dtype))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from s4nd.layers.base import check_floating
+
 from .hub import HubModel
 
 
@@ -60,6 +62,9 @@ class SpectrogramClassifier(HubModel):
         """(B, L) -> log-mel picture (B, 1, n_mels, frames), each clip with mean 0 and variance 1."""
         if waves.dim() != 2 or waves.shape[1] != self.clip_samples:
             raise ValueError(f'expected waveforms (batch, {self.clip_samples}), got {tuple(waves.shape)}')
+        check_floating(waves)
+        if len(waves) == 0:  # FFTs take no empty batch
+            return self.picture(waves.new_zeros(1, self.clip_samples))[:0]
         if self.training:
             move = int(torch.randint(-self.shift, self.shift + 1, ()))
             waves = F.pad(waves, (max(move, 0), max(-move, 0)))

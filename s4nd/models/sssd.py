@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from s4nd.diffusion import Diffusion, normal_like, step_features, step_network
 from s4nd.layers import S4
+from s4nd.layers.base import check_floating
 from s4nd.models.s4_block import S4Block, make_linear
 from s4nd.seeds import generator
 
@@ -84,6 +85,7 @@ class Imputer(nn.Module):
                 f'expected two series (batch, {self.channels}, length) and one step per row, '
                 f'got {tuple(x.shape)}, {tuple(values.shape)} and {tuple(t.shape)}'
             )
+        check_floating(x)
         features = step_features(t, self.step_embedding[0].in_features)
         condition = self.step_embedding(features.to(self.leave[-1].weight.dtype))
         observed = torch.where(mask, values, 0)

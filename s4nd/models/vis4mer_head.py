@@ -17,6 +17,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from s4nd.layers import S4
+from s4nd.layers.base import check_floating
 from s4nd.models._arguments import choose
 from s4nd.models._parts import LayoutModule
 from s4nd.optim import ssm_parameter_patterns
@@ -230,6 +231,7 @@ class ViS4merHead(LayoutModule):
             )
         if x.dim() != 3 or x.shape[2] != self.in_chans or 0 in x.shape[1:]:
             raise ValueError(f'expected features (batch, tokens, {self.in_chans}), none empty, got {list(x.shape)}')
+        check_floating(x)
         return x
 
     def _levels(self, x: Tensor) -> Iterator[Tensor]:

@@ -266,13 +266,15 @@ def test_accuracy_counts_the_right_ones(tmp_path: Path, spoken: Path) -> None:
     assert score['cross_entropy@1000'] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize('labels', ['none', 'name'])
-def test_diffusion_learns(tmp_path: Path, spoken: Path, labels: str) -> None:
+@pytest.mark.parametrize(('labels', 'average'), [('none', None), ('name', 0.8)])
+def test_diffusion_learns(tmp_path: Path, spoken: Path, labels: str, average: float | None) -> None:
+    """Also the averaged weights, of kernels without a band limit."""
     model = (
         '{name: sashimi_diffusion, args: {d_model: 8, n_layers: 1, pool: [4], d_state: 4, condition: 8, kernel: s4d, '
         'steps: 20, beta_max: 0.3}}'
     )
     words = [f'data.labels={labels}', 'data.batch_size=9', 'epochs=6', 'optim.lr=0.02', f'out={tmp_path / "out"}']
+    words += [] if average is None else [f'optim.ema={average}']
     run = labeled(tmp_path, spoken, *words, model=model)
     model, job = audio.build(run)
     assert isinstance(job, Task) and job.diffusion.steps == 20
@@ -289,6 +291,7 @@ def test_diffusion_learns(tmp_path: Path, spoken: Path, labels: str) -> None:
     again = build_model('sashimi_diffusion', json.loads(metadata['args']))
     load_weights(tmp_path / 'out' / 'last.safetensors', again)
     assert job.evaluate(again.eval(), 'cpu') == after
+    assert all(value.isfinite().all() for value in again.state_dict().values())
 
 
 def test_the_number_of_classes_must_be_the_datas(tmp_path: Path, spoken: Path) -> None:

@@ -323,10 +323,10 @@ class TestFormats:
 
 
 class TestInputs:
-    @pytest.mark.parametrize('case', [*SMALL, *CLIPS, *OTHERS])
+    @pytest.mark.parametrize('case', [*SMALL, *CLIPS, *(case for case in OTHERS if case != 'sashimi')])
     def test_whole_numbers_are_refused(self, case: str) -> None:
         model, inputs = make(case)
-        with pytest.raises((ValueError, RuntimeError), match=r'floating|dtype|Float'):
+        with pytest.raises(ValueError, match=r'floating-point numbers, got torch\.int64'):
             model(torch.ones_like(inputs[0], dtype=torch.int64))
 
     @EVERY

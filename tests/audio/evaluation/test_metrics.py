@@ -122,8 +122,11 @@ def test_the_picture_ignores_loudness_and_checks_length() -> None:
     assert features.shape[0] == 2 and probabilities.shape == (2, 3)
     torch.testing.assert_close(model(wave).softmax(-1), probabilities)
     torch.testing.assert_close(model.net.get_classifier()(features).softmax(-1), probabilities)
+    assert model(wave[:0]).shape == (0, 3)
     with pytest.raises(ValueError, match=r'\(batch, 2000\), got \(2, 1999\)'):
         model(wave[:, 1:])
+    with pytest.raises(ValueError, match=r'floating-point numbers, got torch\.int64'):
+        model(wave.long())
     with pytest.raises(ValueError, match="no model 'resnet1000'"):
         SpectrogramClassifier(3, 2000, 4000, backbone='resnet1000')
 
