@@ -132,7 +132,7 @@ def test_reference_errors_name_the_key(edit: str) -> None:
     elif edit == 'left over':
         weights['move.extra'] = torch.zeros(1)
     else:
-        weights['h_proj.bias'] = torch.zeros(1)
+        weights['h_proj.bias'] = torch.zeros(1, 2)
     name = {'missing': 'move.beta', 'left over': 'move.extra', 'shape': 'hidden.bias'}[edit]
     with pytest.raises(ValueError, match=name):
         load_mega(weights)
