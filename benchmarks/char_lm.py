@@ -1,8 +1,8 @@
 """Which layer models text best for equal time? Character models of equal time a training step, bits a character.
 
-    python benchmarks/char_lm.py [text=FILE models=s4d,gss,gss-hybrid,mega-chunk width=128 depth=4 length=512 batch=4
-                                  chunk=128 d_state=256 steps=1000 lr=0.004 seed=0 rounds=15 threads=1 match=time
-                                  out=out/char_lm]
+    python benchmarks/char_lm.py [text=FILE models=s4d,gss,gss-hybrid,mega-chunk,transformer width=128 depth=4
+                                  length=512 batch=4 chunk=128 d_state=256 steps=1000 lr=0.004 seed=0 rounds=15
+                                  threads=1 match=time out=out/char_lm]
 
 Characters are bytes of UTF-8. Without text=FILE the text is the standard library of the Python that runs: the modules
 of its top folder, sorted by name, one after the other (4.7 MB in Python 3.11). The last twentieth is held out.
@@ -15,6 +15,7 @@ Every model is an embedding, `depth` layers, a norm and a head, trained with the
     gss         GSS, reduce 4, expand 4
     gss-hybrid  the same, the second layer of four a Transformer block with causal attention in chunks
     mega-chunk  Mega with attention in chunks, each followed by a feed-forward of twice the width
+    transformer causal attention over the whole window with rotary positions, and an MLP of four times the width
 
 `width` is that of s4d, `chunk` that of both attentions, `d_state` that of GSS. The widths of the others, multiples of
 4, are those whose step takes as long (interleaved medians, s4d beside each), or with match=size those with the most
@@ -38,6 +39,7 @@ from torch.nn import functional as F
 
 from s4nd import GSS, GSSHybrid, Mega, param_groups
 from s4nd.files import write_atomically
+from s4nd.layers.attention import LocalAttention
 from s4nd.models.s4_block import FeedForward, S4Block
 
 Settings = dict[str, str]
@@ -70,7 +72,9 @@ def layers(name: str, width: int, settings: Settings) -> list[nn.Module]:
         return [Transposed(GSSHybrid(width, depth, chunk=chunk, num_heads=4, d_state=d_state))]
     if name == 'mega-chunk':
         return [nn.Sequential(Transposed(Mega(width, chunk=chunk)), FeedForward(width, 2, 0.0)) for _ in range(depth)]
-    sys.exit(f"unknown model '{name}': expected some of s4d, dss, gss, gss-hybrid, mega-chunk")
+    if name == 'transformer':
+        return [Transposed(LocalAttention(width, num_heads=4, chunk=None)) for _ in range(depth)]
+    sys.exit(f"unknown model '{name}': expected some of s4d, dss, gss, gss-hybrid, mega-chunk, transformer")
 
 
 def make_model(name: str, width: int, settings: Settings) -> nn.Module:
@@ -210,7 +214,7 @@ def measure(name: str, settings: Settings) -> dict[str, object]:
 
 
 if __name__ == '__main__':
-    names = 's4d,gss,gss-hybrid,mega-chunk'
+    names = 's4d,gss,gss-hybrid,mega-chunk,transformer'
     chosen = options(
         {'models': names, **SIZES, **RECIPE, 'rounds': '15', 'threads': '1', 'match': 'time', 'out': 'out/char_lm'}
     )
