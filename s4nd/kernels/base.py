@@ -168,7 +168,7 @@ class Timescale:
         with torch.no_grad():
             self.log_dt.uniform_(0.0, 1.0).mul_(high - low).add_(low)
 
-    def dt(self, step: float | Tensor) -> Tensor:
+    def dt(self, step: float) -> Tensor:
         """Time between two samples, float64."""
         return wide(self.log_dt).exp() * step
 

@@ -35,8 +35,8 @@ class DiagonalKernel(RecurrentKernel):
         super().__init__(d_model, channels)
         self.bilinear = bilinear
 
-    def dt(self, step: float | Tensor) -> Tensor:
-        """Time between two samples, (H, 1 or n), float64; of steps (…, 1, 1) with their axes in front."""
+    def dt(self, step: float) -> Tensor:
+        """Time between two samples, (H, 1 or n), float64."""
         raise NotImplementedError
 
     def spectrum(self) -> Tensor:
@@ -65,11 +65,11 @@ class DiagonalKernel(RecurrentKernel):
 
     def discretized(self, step: float) -> list[Tensor]:
         """Ā, B̄ (H, n) and C (c, H, n), each as real and imaginary part."""
-        return [*self._transition(step, gained=True), *self.readout().unbind(-1)]
+        return [*self._transition(self.dt(step), gained=True), *self.readout().unbind(-1)]
 
-    def _transition(self, step: float | Tensor, gained: bool) -> list[Tensor]:
+    def _transition(self, dt: Tensor, gained: bool) -> list[Tensor]:
         A = expand_ssm(self.spectrum().flatten(1), self.d_model).unflatten(1, (-1, 2))
-        a_re, a_im, g_re, g_im = discretize(self.dt(step), A[..., 0], A[..., 1], self.bilinear)
+        a_re, a_im, g_re, g_im = discretize(dt, A[..., 0], A[..., 1], self.bilinear)
         if not gained:
             return [a_re, a_im]
         B = expand_ssm(self.input().flatten(1), self.d_model).unflatten(1, (-1, 2))
@@ -78,7 +78,7 @@ class DiagonalKernel(RecurrentKernel):
     def gains(self, dt: Tensor) -> tuple[Tensor, Tensor]:
         """Ā and B̄ at each of the steps dt (B, L), pairs (B, L, H, n, 2) in float64."""
         self.refresh()
-        a_re, a_im, b_re, b_im = self._transition(wide(dt)[..., None, None], gained=True)
+        a_re, a_im, b_re, b_im = self._transition(self.dt(1.0) * wide(dt)[..., None, None], gained=True)
         return torch.stack([a_re, a_im], -1), torch.stack([b_re, b_im], -1)
 
     def states(self, u: Tensor, x: Tensor, dt: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class DiagonalKernel(RecurrentKernel):
     def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
         """See `RecurrentKernel.response`; x (H, n, 2)."""
         self.refresh()
-        a_re, a_im = self._transition(step, gained=False)
+        a_re, a_im = self._transition(self.dt(step), gained=False)
         c_re, c_im = self.readout().unbind(-1)
         x_re, x_im = wide(x).unbind(-1)
         taps = exponential_sum(c_re * x_re - c_im * x_im, c_re * x_im + c_im * x_re, a_re, a_im, length)

@@ -85,7 +85,7 @@ class DSSExpKernel(Timescale, RealPart, DiagonalKernel):
             self.C.normal_()
         self.reset_timescale()
 
-    def dt(self, step: float | Tensor) -> Tensor:
+    def dt(self, step: float) -> Tensor:
         """See `DiagonalKernel`; the timescale of Re Λ."""
         return wide(self.log_dt[:, :1]).exp() * step
 
@@ -247,7 +247,7 @@ class GSSKernel(DiagonalKernel):
         for parameter in (self.log_A_real, self.log_A_imag, self.C):
             torch.nn.init.normal_(parameter)
 
-    def dt(self, step: float | Tensor) -> Tensor:
+    def dt(self, step: float) -> Tensor:
         """See `DiagonalKernel`."""
         return torch.ones_like(wide(self.log_A_real[:, :1])) * step
 

@@ -62,7 +62,7 @@ class EMAKernel(RecurrentKernel):
 
     def taps(self, length: int, step: float) -> Tensor:
         """See `Kernel.taps`."""
-        log_q, weight = self._discretize(step)
+        log_q, weight = self._discretize(self._log_q() * step)
         return self._decays(self._readout() * weight, log_q, length)
 
     def _decays(self, weight: Tensor, log_q: Tensor, length: int) -> Tensor:
@@ -78,13 +78,13 @@ class EMAKernel(RecurrentKernel):
 
     def discretized(self, step: float) -> list[Tensor]:
         """Decay, input weight and readout."""
-        log_q, weight = self._discretize(step)
+        log_q, weight = self._discretize(self._log_q() * step)
         return [log_q.exp(), weight, self._readout()]
 
     def states(self, u: Tensor, x: Tensor, dt: Tensor) -> Tensor:
         """See `RecurrentKernel.states`; here by a scan."""
         self.refresh()
-        log_q, weight = (t.to(x.dtype) for t in self._discretize(wide(dt)[..., None, None]))
+        log_q, weight = (t.to(x.dtype) for t in self._discretize(self._log_q() * wide(dt)[..., None, None]))
         drive = weight * u.to(x.dtype).transpose(1, 2)[..., None]  # (B, L, H, N)
         factor, drive, x = (torch.stack([t, torch.zeros_like(t)], -1) for t in (log_q.exp(), drive, x))
         return scan_from(x, factor, drive)[..., 0]
@@ -104,14 +104,16 @@ class EMAKernel(RecurrentKernel):
     def response(self, x: Tensor, length: int, step: float = 1.0) -> Tensor:
         """See `RecurrentKernel.response`; x (H, N)."""
         self.refresh()
-        return self._decays(self._readout() * wide(x), self._discretize(step)[0], length)
+        return self._decays(self._readout() * wide(x), self._log_q() * step, length)
 
-    def _discretize(self, step: float | Tensor) -> tuple[Tensor, Tensor]:
-        """log q·step and the weight of an input, each (H, N), float64; of steps (…, 1, 1) with their axes in front."""
-        p = torch.sigmoid(wide(self.alpha))
-        forgotten = p * torch.sigmoid(wide(self.delta))  # 1 - q
-        log_q = torch.log1p(-forgotten) * step
-        return log_q, p * wide(self.beta) * -torch.expm1(log_q) / forgotten
+    def _log_q(self) -> Tensor:
+        """log q (H, N), float64: what the step multiplies."""
+        return torch.log1p(-torch.sigmoid(wide(self.alpha)) * torch.sigmoid(wide(self.delta)))
+
+    def _discretize(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """log q·step, as it is, and the weight of an input, (H, N), float64."""
+        weight = wide(self.beta) * -torch.expm1(log_q) / torch.sigmoid(wide(self.delta))
+        return log_q, weight
 
     def _readout(self) -> Tensor:
         return wide(self.gamma) / math.sqrt(self.d_state)
