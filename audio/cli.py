@@ -104,9 +104,7 @@ def page(arguments: Sequence[str]) -> int:
 
 def export(arguments: Sequence[str]) -> int:
     """Write SaShiMi's step as ONNX; see `s4nd.audio.models.onnx`. The status is 1 if the model cannot be exported."""
-    from s4nd.interop.onnx import report_errors
-
-    return report_errors(_export, ExportOptions, arguments)
+    return _run(_export, ExportOptions, arguments, export)
 
 
 def _run(
@@ -265,13 +263,27 @@ def _page(options: PageOptions) -> int:
     return 0
 
 
-def _export(options: ExportOptions) -> dict[str, float]:
+def _export(options: ExportOptions) -> int:
+    from s4nd.interop import onnx
+
+    onnx.check_suffix(options.out)
+    onnx.show(export_checkpoint(options.checkpoint, options.out))
+    return 0
+
+
+def export_checkpoint(checkpoint: str, out: str) -> dict[str, float]:
+    """Write the step of a SaShiMi as ONNX; returns the file and its worst relative error.
+
+    Raises:
+        ValueError: the checkpoint holds another model.
+        ExportError: the graph does not compute what the model computes.
+    """
     from s4nd.training.checkpoint import find_weights, read_metadata
 
     from .models.onnx import export_step
     from .models.sashimi import SaShiMi
 
-    model = load_generator(options.checkpoint).model
+    model = load_generator(checkpoint).model
     if not isinstance(model, SaShiMi):
-        raise ValueError(f'{options.checkpoint} holds a {type(model).__name__}, which has no step: expected a SaShiMi')
-    return {options.out: export_step(model, options.out, read_metadata(find_weights(options.checkpoint)))}
+        raise ValueError(f'{checkpoint} holds a {type(model).__name__}, which has no step: expected a SaShiMi')
+    return {out: export_step(model, out, read_metadata(find_weights(checkpoint)))}

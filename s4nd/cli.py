@@ -45,12 +45,15 @@ _OWN = {
         'measure a checkpoint at many sizes or rates, with the time per input',
         's4nd.evaluate:help_text',
     ),
-    'export': Command('s4nd.interop.onnx:main', 'write an image model as ONNX', 's4nd.cli:export_help'),
+    'export': Command('s4nd.interop.onnx:main', 'write a model as ONNX: images, and SaShiMi', 's4nd.cli:export_help'),
     'report': Command(
         's4nd.training.report:main', 'compare runs in a table and a picture', 's4nd.training.report:help_text'
     ),
     'list': Command('s4nd.cli:list_names', 'list models, tasks, configurations and weights', 's4nd.cli:list_help'),
 }
+
+
+_EXTRAS = {'av': 'video', 'numba': 'fast', 'onnx': 'export', 'onnxruntime': 'export', 'onnxscript': 'export'}
 
 
 @cache
@@ -102,6 +105,11 @@ def run(
     except (ValueError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        print(f"error: {error.name} is not installed: pip install 's4nd[{_EXTRAS[error.name]}]'", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # who reads has seen enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -148,10 +156,12 @@ def list_names(words: Sequence[str]) -> None:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Errors of the machine, and training that diverged; any other RuntimeError is a fault to be seen whole."""
+    """Errors of the machine, diverged training, failed exports; any other RuntimeError is a fault to be seen whole."""
+    from s4nd.interop.onnx import ExportError
     from s4nd.training.loop import NonFiniteError
 
-    return isinstance(error, (OSError, NonFiniteError)) or is_out_of_memory(error) or _is_lost_process(error)
+    expected = isinstance(error, (OSError, NonFiniteError, ExportError))
+    return expected or is_out_of_memory(error) or _is_lost_process(error)
 
 
 def _is_lost_process(error: Exception) -> bool:

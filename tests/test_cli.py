@@ -87,3 +87,20 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert code == 2 and err == 'error: optim.lr: expected at least 0, got -1.0\n'
     code, _, err = outcome(capsys, 'report', str(tmp_path))
     assert code == 2 and err.startswith(f'error: {tmp_path}/report.json: no readable report')
+
+
+def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(words: list[str]) -> None:
+        raise ModuleNotFoundError("No module named 'onnxruntime'", name='onnxruntime')
+
+    assert cli.run(command, []) == 2
+    assert capsys.readouterr().err == "error: onnxruntime is not installed: pip install 's4nd[export]'\n"
+
+
+def test_extras_are_declared() -> None:
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[1] / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+    extras = project['optional-dependencies']
+    for package, extra in cli._EXTRAS.items():
+        assert any(needed.startswith(f'{package}>') for needed in extras[extra]), package

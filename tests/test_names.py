@@ -57,7 +57,7 @@ for command in ('generate', 'metrics', 'page'):
     assert main([command, '--help']) == 0, command
 assert main(['list', 'sashimi']) == 0
 assert main(['train', 'task=audio', '--help']) == 0
-for group in ('s4nd.tasks', 's4nd.commands', 's4nd.published'):
+for group in ('s4nd.tasks', 's4nd.commands', 's4nd.exporters', 's4nd.published'):
     found = [entry.load() for entry in entry_points(group=group)]
     assert len(found) > 0, group
 """

@@ -1,19 +1,21 @@
-"""An image model to ONNX, checked: `python -m s4nd.export checkpoint=out/run size=224 [out=model.onnx]`.
+"""A model to ONNX, checked: `s4nd export checkpoint=out/run size=224 [out=model.onnx]`.
 
 `model=NAME` in place of `checkpoint` takes an untrained model, trained for `size` as it were. `size` is a side in
 pixels, or height x width (224x320): it is fixed in the file, the number of images is not. `sizes=[16,24,32x40]` in its
-place writes a file for each: model_16.onnx and so on. `checkpoint` is a run, a hub folder or a file of weights. A
-file is written only if ONNX Runtime agrees with the model to 1e-4 of its largest output.
+place writes a file for each: model_16.onnx and so on. `checkpoint` is a run, a hub folder or a file of weights. Of a
+SaShiMi one step is written, without a size. A file is written only if ONNX Runtime agrees with the model to 1e-4 of
+its largest output.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,28 +162,39 @@ class Options:
     out: str = option('model.onnx', 'the ONNX file')
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status, 2 for bad input and 1 for a model that cannot be exported."""
-    return report_errors(run, Options, sys.argv[1:] if arguments is None else arguments)
+def main(arguments: Sequence[str]) -> None:
+    """Export what `arguments`, key=value words, name, and print the files."""
+    options = parse_words(Options, arguments)
+    check_suffix(options.out)
+    show(run(options))
 
 
-def report_errors(run: Callable[[Any], dict[str, float]], schema: type, arguments: Sequence[str]) -> int:
-    """Run an export command whose options have an `out`, print the files and errors, and return the exit status."""
-    try:
-        options: Any = parse_words(schema, arguments)
-        if Path(options.out).suffix != '.onnx':
-            raise ValueError(f'out: expected a name that ends in .onnx, got {options.out!r}')
-        written = run(options)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f'error: {error}', file=sys.stderr)  # noqa: T201 (a command)
-        return 1 if isinstance(error, RuntimeError) else 2
+def check_suffix(out: str) -> None:
+    """Raise ValueError unless `out` is the name of an ONNX file."""
+    if Path(out).suffix != '.onnx':
+        raise ValueError(f'out: expected a name that ends in .onnx, got {out!r}')
+
+
+def show(written: Mapping[str, float]) -> None:
+    """Print files and the worst relative error of each."""
     for path, worst in written.items():
         print(f'{path}\nONNX Runtime agrees with the model to {worst:.1e} of its largest output')  # noqa: T201
-    return 0
+
+
+@cache
+def _exporters() -> dict[str, EntryPoint]:
+    """Functions (checkpoint, out) -> {file: error} for models of other packages, by the name of the model."""
+    return {entry.name: entry for entry in entry_points(group='s4nd.exporters')}
 
 
 def run(options: Options) -> dict[str, float]:
     """Load the model and export it; returns the files and their worst relative errors."""
+    if options.checkpoint is not None:
+        exporter = _exporters().get(read_metadata(find_weights(options.checkpoint)).get('model', ''))
+        if exporter is not None:
+            if (options.size, options.sizes, options.model) != (None, None, None):
+                raise ValueError('size, sizes and model are for image models: expected checkpoint=… and out=…')
+            return exporter.load()(options.checkpoint, options.out)
     if (options.size is None) == (options.sizes is None):
         raise ValueError('expected either size=… or sizes=[…, …]')
     sizes = [parse_size(size.strip()) for size in str(options.sizes or options.size).strip('[]').split(',')]

@@ -12,11 +12,17 @@ import torch
 from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
-from s4nd import S4ND
+from s4nd import S4ND, cli
 from s4nd.interop.frozen import freeze
-from s4nd.interop.onnx import ExportError, export_onnx, main, relative_error
+from s4nd.interop.onnx import ExportError, export_onnx, relative_error
 from s4nd.training.checkpoint import save_weights
 from tests.models.families import build, image
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code of `s4nd export`."""
+    return cli.main(['export', *arguments])
+
 
 # As few layers as a family can have: tracing costs seconds each.
 FAMILIES = {

@@ -1,6 +1,7 @@
 """SaShiMi's step as an ONNX graph, driven as docs/guides/export.md shows."""
 
 import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from audio.generation import Generator
 from audio.models.onnx import StepGraph
 from audio.models.sashimi import SaShiMi
 from audio.quantization import Quantizer
+from s4nd.cli import main
 from s4nd.training.checkpoint import save_weights
 
 ARGS = {'d_model': 4, 'n_layers': 1, 'pool': [2, 3], 'ff': 0, 'd_state': 4, 'kernel': 's4'}
@@ -109,6 +111,19 @@ def test_bad_input(
     printed = capsys.readouterr().err
     assert message in printed and printed.count('\n') == 1
     assert not list(tmp_path.glob('*.onnx'))
+
+
+def test_the_command_knows_models_of_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path, {'pool': []})
+    entry = EntryPoint('sashimi', 's4nd.audio.cli:export_checkpoint', 's4nd.exporters')
+    monkeypatch.setattr('s4nd.interop.onnx._exporters', lambda: {'sashimi': entry})
+    monkeypatch.setattr('audio.models.onnx.export_step', lambda model, out, metadata: 0.0)
+    assert main(['export', f'checkpoint={tmp_path}', 'out=step.onnx']) == 0
+    assert capsys.readouterr().out.startswith('step.onnx\n')
+    assert main(['export', f'checkpoint={tmp_path}', 'size=8']) == 2
+    assert 'size, sizes and model are for image models' in capsys.readouterr().err
 
 
 def test_a_model_without_a_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
