@@ -189,17 +189,17 @@ def _exporters() -> dict[str, EntryPoint]:
 
 def run(options: Options) -> dict[str, float]:
     """Load the model and export it; returns the files and their worst relative errors."""
+    if (options.checkpoint is None) == (options.model is None):
+        raise ValueError('expected either checkpoint=… or model=…')
     if options.checkpoint is not None:
         exporter = _exporters().get(read_metadata(find_weights(options.checkpoint)).get('model', ''))
+        if exporter is not None and (options.size, options.sizes) != (None, None):
+            raise ValueError('size and sizes are for image models: expected checkpoint=… and out=…')
         if exporter is not None:
-            if (options.size, options.sizes, options.model) != (None, None, None):
-                raise ValueError('size, sizes and model are for image models: expected checkpoint=… and out=…')
             return exporter.load()(options.checkpoint, options.out)
     if (options.size is None) == (options.sizes is None):
         raise ValueError('expected either size=… or sizes=[…, …]')
     sizes = [parse_size(size.strip()) for size in str(options.sizes or options.size).strip('[]').split(',')]
-    if (options.checkpoint is None) == (options.model is None):
-        raise ValueError('expected either checkpoint=… or model=…')
     if options.checkpoint is not None:
         model, metadata = load_checkpoint(options.checkpoint), read_metadata(find_weights(options.checkpoint))
     else:

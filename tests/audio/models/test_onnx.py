@@ -123,7 +123,7 @@ def test_the_command_knows_models_of_sound(
     assert main(['export', f'checkpoint={tmp_path}', 'out=step.onnx']) == 0
     assert capsys.readouterr().out.startswith('step.onnx\n')
     assert main(['export', f'checkpoint={tmp_path}', 'size=8']) == 2
-    assert 'size, sizes and model are for image models' in capsys.readouterr().err
+    assert 'size and sizes are for image models' in capsys.readouterr().err
 
 
 def test_a_model_without_a_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
