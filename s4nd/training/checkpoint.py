@@ -53,6 +53,8 @@ FORMAT = '1'
 STATES = ('resume.pt', 'resume-before.pt')  # the newest first
 # What a keyword in a file must not be called: a constructor would open another file or address.
 _OPENING = re.compile(r'pretrained|checkpoint|(?<!drop_)path|(^|_)file|url|cache|hub|download')
+# Numbers of modules: a constructor would go on building them for hours.
+_COUNT, _MOST_LAYERS = re.compile(r'depth|layer|block|stage|level'), 1000
 _WORD = re.compile(r'[\w.+-]{0,64}')
 UNNAMED = (
     'names no model: expected metadata, or a config.json beside it, as s4nd.save_for_hf and the save_for_hf of timm '
@@ -183,6 +185,8 @@ def stored_args(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]
             raise CheckpointError(f"{path}: its metadata name the keyword '{key}', which weights may not choose")
         if isinstance(value, str) and not _WORD.fullmatch(value):
             raise CheckpointError(f"{path}: its metadata give '{key}' as {value[:80]!r}, expected a plain word")
+        if isinstance(value, int) and value > _MOST_LAYERS and _COUNT.search(key):
+            raise CheckpointError(f"{path}: its metadata give '{key}' as {value}, expected at most {_MOST_LAYERS}")
     return args
 
 
@@ -256,6 +260,9 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, str], dict[str, T
             metadata = dict(file.metadata() or {})
             if 'args' not in metadata:
                 metadata = {**describe_folder(path.parent / 'config.json'), **metadata}
+            # Who reads JSON so deep runs out of stack.
+            if any(text.count('[') + text.count('{') > 900 for text in metadata.values()):
+                raise CheckpointError(f'{path}: its metadata are damaged, they hold more than 900 lists')
             names = file.keys() if tensors else ()
             return metadata, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:

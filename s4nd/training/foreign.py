@@ -23,7 +23,7 @@ def describe_folder(config: Path) -> dict[str, str]:
         return {}
     try:
         found = json.loads(config.read_text(encoding='utf-8'))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(found, dict) or 'architecture' not in found:
         return {}

@@ -124,6 +124,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: 
         {'checkpoint_path': '/etc/passwd'}, {'cache_dir': '/tmp'}, {'encoder_pretrained': True}, {'scriptable': True},
         {'encoder_args': {'pretrained': True}}, {'mixer_args': [{'hub_id': 'a'}]}, {'kernel': '/etc/passwd'},
         {'kernel': 'http://127.0.0.1/x'}, {'kernel': '${oc.env:HOME}'}, [1], 'text',
+        {'depths': [10**6]}, {'n_layers': 10**6},
     ],
 )  # fmt: skip
 def test_weights_choose_no_keyword_that_opens_something(tmp_path: Path, args: object) -> None:
@@ -137,6 +138,13 @@ def test_weights_choose_no_keyword_that_opens_something(tmp_path: Path, args: ob
         'pretrained': False,
     }
     assert stored_args('w.safetensors', {'args': json.dumps(fine)}) == fine
+
+
+def test_metadata_that_are_nested_without_end(tmp_path: Path) -> None:
+    for key in ('args', 'classes', 'quantizer'):
+        save_weights(tmp_path / 'w.safetensors', make(), {'model': 'small', key: '[' * 100_000})
+        with pytest.raises(CheckpointError, match='they hold more than 900 lists'):
+            read_metadata(tmp_path / 'w.safetensors')
 
 
 class TestFromElsewhere:

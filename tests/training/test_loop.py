@@ -19,7 +19,7 @@ from s4nd.tasks import Task
 from s4nd.tasks.images import ImageConfig
 from s4nd.training.checkpoint import STATES, CheckpointError, load_state, load_weights, read_metadata
 from s4nd.training.config import ModelConfig, OptimConfig, SaveConfig, load_config
-from s4nd.training.loop import NonFiniteError, fit
+from s4nd.training.loop import NonFiniteError, _Training, fit
 from s4nd.training.stopping import Interrupted
 
 
@@ -392,3 +392,22 @@ fit(Net(2000), Line(), settings(epochs=1), {str(tmp_path / 'wide')!r})
     assert 'File too large' in last and 'GB free' in last and 'resume.pt' in last, done.stderr[-2000:]
     assert {path.name for path in (tmp_path / 'wide').iterdir()} == {'config.yaml'}
     assert load_state(tmp_path / 'resume.pt')['updates'] == 6
+
+
+def test_an_accelerator_is_waited_for_every_tenth_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    item, begin = Tensor.item, _Training.begin
+
+    def counted(tensor: Tensor) -> float:
+        waits.append(1)
+        return item(tensor)
+
+    def as_on_a_gpu(run: _Training) -> None:
+        begin(run)
+        run.interval = 10
+        monkeypatch.setattr(Tensor, 'item', counted)
+
+    monkeypatch.setattr(_Training, 'begin', as_on_a_gpu)
+    fit(Net(), Line(), settings(epochs=20, optim=OptimConfig(name='sgd')), tmp_path)
+    # 12 looks within 120 updates, and a few at the end of each of the 20 epochs.
+    assert 12 + 20 <= len(waits) <= 12 + 3 * 20
