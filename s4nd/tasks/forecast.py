@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +23,7 @@ from s4nd.options import ConfigError, built, nearest, option, section
 from s4nd.seeds import generator
 from s4nd.tasks.base import Chosen, Task
 from s4nd.tasks.series import imputation_loss
+from s4nd.tasks.sharing import gathered, shared, zeros
 from s4nd.training.config import EvalConfig, RunConfig
 
 __all__ = ['ForecastConfig', 'ForecastEval', 'ForecastTask', 'crps']
@@ -105,11 +107,16 @@ class ForecastTask(Task):
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """The loss on the validation windows, with the same draws at every call."""
-        random, total, count = torch.Generator().manual_seed(self.config.seed), 0.0, 0
-        for numbers in self._numbers('val').split(self.config.data.batch_size):
-            past, later = self.parts['val'].at(numbers)
-            total += self.loss(model, (past.to(device), later.to(device)), random).item() * len(numbers)
-            count += len(numbers)
+        windows, sums = self.parts['val'], zeros(2, device)
+        numbers = self._numbers('val').split(self.config.data.batch_size)
+        batches = Chosen(numbers, lambda chosen: (chosen, windows.at(chosen)), even=False)
+        for (chosen, batch), counts in shared(batches, 'evaluation on val'):
+            random = generator(self.config.seed, int(chosen[0]))
+            loss = self.loss(model, send_to_device(batch, device), random)
+            if counts:
+                sums[0] += loss * len(chosen)
+                sums[1] += len(chosen)
+        total, count = gathered(sums)
         return {'val_loss': total / count}
 
     @torch.no_grad()

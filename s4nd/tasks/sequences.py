@@ -6,12 +6,11 @@ Shape legend: B = batch, L = samples, D = features, O = outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from s4nd.models.sequence import SequenceModel
 from s4nd.options import ConfigError, built, nearest, option, section
 from s4nd.seeds import generator
 from s4nd.tasks.base import Chosen, Task
+from s4nd.tasks.sharing import gathered, shared, zeros
 from s4nd.training.config import RunConfig
 
 __all__ = ['SequenceBatch', 'SequenceConfig', 'SequenceTask']
@@ -130,12 +130,14 @@ class SequenceTask(Task):
 
     def measure(self, model: nn.Module, device: torch.device, part: str) -> dict[str, float]:
         """The metrics on `eval.limit` examples of a part, evenly spaced."""
-        sums = torch.zeros(4, device=device)
-        for batch in self._batches(part):
+        sums = zeros(4, device)
+        for batch, counts in shared(self._batches(part), f'evaluation on {part}'):
             inputs, targets, lengths = (None if item is None else item.to(device) for item in batch)
             assert inputs is not None and targets is not None  # only lengths can be None
-            sums += self._sums(self.predict(model, inputs, lengths), targets)
-        first, second, third, count = reduce(sums, 'sum').tolist()
+            found = self._sums(self.predict(model, inputs, lengths), targets)
+            if counts:
+                sums += found
+        first, second, third, count = gathered(sums)
         if not self.classes:
             variance = third / count - (second / count) ** 2
             return {'explained': 100 * (1 - first / count / max(variance, 1e-12)), 'mse': first / count}
@@ -156,8 +158,8 @@ class SequenceTask(Task):
         error = (outputs - targets).square().sum()
         return torch.stack([error, targets.sum(), targets.square().sum(), asked.sum().float()])
 
-    def _batches(self, name: str) -> Iterator[SequenceBatch]:
+    def _batches(self, name: str) -> Chosen:
         part, limit = self.parts[name], self.config.eval.limit or len(self.parts[name])
         count = min(limit, len(part))
         chosen = torch.arange(count) * len(part) // count
-        return (self.batch(part, rows) for rows in chosen.split(self.config.data.batch_size))
+        return Chosen(chosen.split(self.config.data.batch_size), lambda rows: self.batch(part, rows), even=False)
