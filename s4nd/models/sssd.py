@@ -23,7 +23,7 @@ from s4nd.layers.base import check_floating
 from s4nd.models.s4_block import S4Block, make_linear
 from s4nd.seeds import generator
 
-__all__ = ['SSSDS4', 'Imputer', 'SSSDBlock', 'check_series', 'gated_output', 'impute']
+__all__ = ['SSSDS4', 'Imputer', 'SSSDBlock', 'check_series', 'freeze_kernels', 'gated_output', 'impute']
 
 
 class Imputer(nn.Module):
@@ -80,12 +80,7 @@ class Imputer(nn.Module):
         Raises:
             ValueError: for shapes that do not fit.
         """
-        if x.dim() != 3 or x.shape[1] != self.channels or x.shape != values.shape or t.shape != x.shape[:1]:
-            raise ValueError(
-                f'expected two series (batch, {self.channels}, length) and one step per row, '
-                f'got {tuple(x.shape)}, {tuple(values.shape)} and {tuple(t.shape)}'
-            )
-        check_floating(x)
+        self.check(x, t, values)
         features = step_features(t, self.step_embedding[0].in_features)
         condition = self.step_embedding(features.to(self.leave[-1].weight.dtype))
         observed = torch.where(mask, values, 0)
@@ -96,6 +91,15 @@ class Imputer(nn.Module):
             y, skip = block(y, known, condition)
             total = total + skip
         return self.leave(total * len(self.blocks) ** -0.5).transpose(1, 2)
+
+    def check(self, x: Tensor, t: Tensor, values: Tensor) -> None:
+        """Raise ValueError for inputs of `forward` whose shapes do not fit."""
+        if x.dim() != 3 or x.shape[1] != self.channels or x.shape != values.shape or t.shape != x.shape[:1]:
+            raise ValueError(
+                f'expected two series (batch, {self.channels}, length) and one step per row, '
+                f'got {tuple(x.shape)}, {tuple(values.shape)} and {tuple(t.shape)}'
+            )
+        check_floating(x)
 
 
 class SSSDBlock(nn.Module):
@@ -166,10 +170,15 @@ class SSSDS4(Imputer):
         blocks = (SSSDBlock(channels, d_model, features, condition, **options) for _ in range(n_layers))
         super().__init__(channels, d_model, blocks, skip=skip, condition=condition, diffusion=diffusion)
         if freeze:
-            for layer in self.modules():
-                if isinstance(layer, S4):
-                    for name, parameter in layer.kernels.named_parameters():
-                        parameter.requires_grad_(name.endswith('.C'))
+            freeze_kernels(self)
+
+
+def freeze_kernels(model: nn.Module) -> None:
+    """Train of every S4 kernel C alone, as the released imputers do."""
+    for layer in model.modules():
+        if isinstance(layer, S4):
+            for name, parameter in layer.kernels.named_parameters():
+                parameter.requires_grad_(name.endswith('.C'))
 
 
 @torch.no_grad()

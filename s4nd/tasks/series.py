@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from s4nd.data.series.masks import MaskDraw, parse_mask
 from s4nd.data.series.sets import SeriesData, load_series
 from s4nd.diffusion import Diffusion
+from s4nd.models.csdi import CSDIS4
 from s4nd.models.sssd import SSSDS4, Imputer, check_series, impute
 from s4nd.options import ConfigError, built, check_keywords, nearest, option, section
 from s4nd.seeds import generator, generator_at
@@ -26,7 +27,7 @@ from s4nd.training.config import EvalConfig, RunConfig
 
 __all__ = ['SeriesConfig', 'SeriesEval', 'SeriesTask', 'imputation_loss']
 
-MODELS: dict[str, type[Imputer]] = {'sssd_s4': SSSDS4}
+MODELS: dict[str, type[Imputer]] = {'sssd_s4': SSSDS4, 'csdi_s4': CSDIS4}
 
 
 @dataclass
