@@ -149,7 +149,7 @@ class ChannelDrop(nn.Dropout1d):
     """Dropout of whole channels of (B, C, L1, …, LD), the same at all positions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(2)).reshape(x.shape)
+        return F.dropout1d(x.flatten(2), self.p).reshape(x.shape) if self.training else x
 
 
 class ChannelOutput(nn.Module):

@@ -236,7 +236,7 @@ def test_nll_of_a_run_is_that_of_its_report(runs: Path, capsys: pytest.CaptureFi
         (['generate=x', 'checkpoint=y'], "'generate=x': expected key=value with one of checkpoint, generated"),
         (['generated={}/generated'], 'classifier must be given'),
         (['generated={}/generated', 'classifier={}/model'], 'weights of sashimi, expected spectrogram_classifier'),
-        (['generated={}/generated', 'classifier={}/nothing'], 'no config.yaml beside'),
+        (['generated={}/generated', 'classifier={}/nothing'], 'no checkpoint at'),
         (['generated={}/nothing', 'classifier={}/judge'], 'no folder at'),
         (['checkpoint={}/judge'], 'only an autoregressive model has bits per sample'),
         (['checkpoint={}/model', 'part=dev'], "unknown part 'dev': expected one of train, val, test"),
