@@ -8,13 +8,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from s4nd.diffusion import Diffusion
 from s4nd.models.sequence import padding_of
@@ -26,7 +25,7 @@ from s4nd.tasks.sharing import gathered, shared, zeros
 from s4nd.tasks.timm_models import is_ours, make_timm_model
 from s4nd.training.config import EvalConfig, RunConfig
 
-from .data.datasets import Clips
+from .data.datasets import Clip, Clips, Labeled
 from .data.parts import AudioData, clip_parts
 from .io import resample
 from .models import DIFFUSION_NAME, MODEL_NAME, MODELS, SPECTROGRAM_NAME, build_model
@@ -116,14 +115,14 @@ class AudioTask(Task):
         order = torch.randperm(len(clips), generator=generator(self.config.seed, epoch)).split(size)
         # A last incomplete batch is dropped, unless it is the only one.
         full = order if len(order) == 1 or len(order[-1]) == size else order[:-1]
-        pairs = _Labeled(clips)
+        pairs = Labeled(clips)
         return Chosen(full, lambda numbers: self._collate([pairs[number] for number in numbers.tolist()]))
 
     def eval_batches(self, clips: Clips) -> Chosen:
         """Return batches to evaluate on: all clips in order, or `eval.limit` of them, evenly spaced."""
         count = min(len(clips), self.config.eval.limit or len(clips))
         numbers = torch.tensor([i * len(clips) // count for i in range(count)])
-        pairs = _Labeled(clips)
+        pairs = Labeled(clips)
         return Chosen(
             numbers.split(self.config.data.batch_size),
             lambda chosen: self._collate([pairs[number] for number in chosen.tolist()]),
@@ -134,7 +133,7 @@ class AudioTask(Task):
         """Make what the model learns from of waveforms (B, L), of which `recorded` (B,) samples are no padding."""
         return waves
 
-    def _collate(self, clips: list['_Clip']) -> Batch:
+    def _collate(self, clips: list[Clip]) -> Batch:
         waves = self.prepare(
             torch.stack([clip.wave for clip in clips]), torch.tensor([clip.recorded for clip in clips])
         )
@@ -321,29 +320,6 @@ class ClassificationTask(AudioTask):
 
         accuracy, entropy = score(scores, self.eval_batches(clips), device, f'evaluation at {rate} Hz')
         return {f'accuracy@{rate}': accuracy, f'cross_entropy@{rate}': entropy}
-
-
-class _Clip(NamedTuple):
-    """A waveform, its class (None where clips have none), and how many of its samples are no padding."""
-
-    wave: Tensor
-    label: int | None
-    recorded: int
-
-
-class _Labeled(Dataset[_Clip]):
-    """What `_Clip` says of each clip."""
-
-    def __init__(self, clips: Clips) -> None:
-        self.clips = clips
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> _Clip:
-        wave, labels, recorded = self.clips[index], self.clips.labels, self.clips.recorded
-        label = None if labels is None else labels[index]
-        return _Clip(wave, label, len(wave) if recorded is None else recorded[index])
 
 
 def shift_right(codes: Tensor, first: int) -> Tensor:

@@ -5,6 +5,7 @@ from s4nd.interop import load_published, load_timm_weights
 from s4nd.kernels import make_kernel
 from s4nd.layers import GSS, S4, S4ND, S5, GSSHybrid, LiquidS4, LocalAttention, Mega, forget
 from s4nd.models import inflate
+from s4nd.models.sequence import SequenceModel
 from s4nd.optim import param_groups, ssm_parameter_patterns
 from s4nd.training.hub import save_for_hf
 
@@ -19,6 +20,7 @@ __all__ = [
     'LiquidS4',
     'LocalAttention',
     'Mega',
+    'SequenceModel',
     'forget',
     'hippo',
     'inflate',

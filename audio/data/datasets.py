@@ -5,6 +5,7 @@ Every data set maps an index to a waveform (clip_samples,), float32 in [-1, 1]; 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,29 @@ class Clips(Dataset[Tensor]):
 
     def __len__(self) -> int:
         raise NotImplementedError
+
+
+class Clip(NamedTuple):
+    """A waveform, its class (None where clips have none), and how many of its samples are no padding."""
+
+    wave: Tensor
+    label: int | None
+    recorded: int
+
+
+class Labeled(Dataset[Clip]):
+    """What `Clip` says of each clip."""
+
+    def __init__(self, clips: Clips) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Clip:
+        wave, labels, recorded = self.clips[index], self.clips.labels, self.clips.recorded
+        label = None if labels is None else labels[index]
+        return Clip(wave, label, len(wave) if recorded is None else recorded[index])
 
 
 class FolderClips(Clips):

@@ -14,7 +14,7 @@ from s4nd.interop._names import Names, build_gated, fill
 from s4nd.layers.block import GatedLayer
 from s4nd.layers.gss import GSS
 from s4nd.layers.s4 import S4
-from s4nd.models.language import LanguageModel
+from s4nd.models.sequence import SequenceModel
 
 DSS_VERSIONS = ('exp', 'exp-re-im', 'exp-no-scale', 'softmax', 'clip')
 
@@ -99,7 +99,7 @@ def load_gss(weights: Mapping[str, Any], prefix: str = '', *, reverse: bool = Fa
     return layer
 
 
-def load_gss_language_model(weights: Mapping[str, Any], prefix: str = '', **options: Any) -> LanguageModel:
+def load_gss_language_model(weights: Mapping[str, Any], prefix: str = '', **options: Any) -> SequenceModel:
     """Build the language model (GatedStateSpacesLM) whose names begin with `prefix`. Options as `load_gss`.
 
     Raises:
@@ -112,9 +112,11 @@ def load_gss_language_model(weights: Mapping[str, Any], prefix: str = '', **opti
     layers = [load_gss(weights, f'{prefix}layers.{i}.', **options) for i in range(depth)]
     place = {key: value for key, value in options.items() if key in ('device', 'dtype')}
     tokens, d_model = embedding.shape
-    model = LanguageModel(tokens, d_model, layers, **place)
+    model = SequenceModel(tokens, tokens, layers, d_model=d_model, tokens=True, norm=None, **place)
     state = {name: value for name, value in model.state_dict().items() if name.startswith('layers.')}
-    fill(model, state | {'embedding.weight': embedding, 'head.weight': names.take('to_logits.weight')})
+    head = names.take('to_logits.weight')
+    ends = {'encoder.weight': embedding, 'decoder.weight': head, 'decoder.bias': head.new_zeros(tokens)}
+    fill(model, state | ends)
     names.take_all('layers.')
     names.check_empty()
     return model

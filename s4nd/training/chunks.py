@@ -33,7 +33,7 @@ def backward_in_chunks(
     exact where one chunk holds the whole. Call the optimizer afterwards.
 
     Args:
-        model: streams and has an output per sample, such as `SequenceModel(head='step')`, `SaShiMi` or `LanguageModel`.
+        model: streams and has an output per sample, such as `SequenceModel(head='step')` or `SaShiMi`.
         x: (B, L, …), samples or tokens.
         target: (B, L, …).
         loss: a mean over the samples, of outputs (B, K, …) and targets (B, K, …).
