@@ -6,8 +6,8 @@ The task of the S5 paper (arXiv 2208.04933, section 6.3), made by us: a pendulum
 torque is filmed for 6 s on a grid of 0.1 s, in 24 × 24 pixels under noise that comes and goes. Half of the frames are
 missing, others in each clip. From each frame that is there, and those before it, sine and cosine of the angle are told.
 Small-scale: 3,000 clips. Prints the mean squared error on 200 other clips, of all frames and of those after the tenth
-(before, there may have been nothing but noise), and draws pendulum.png. Both are written after each system, so that a run
-can be stopped.
+(before, there may have been nothing but noise), and draws pendulum.png. Both are written after each system, so that a
+run can be stopped.
 """
 
 import math
@@ -33,7 +33,7 @@ TRAIN, TEST, BATCH, EARLY = 3000, 200, 30, 10
 
 
 class Film(NamedTuple):
-    """Frames (B, L, SIDE²) near zero mean, their times in grid steps (B, L), and sine and cosine of the angle (B, L, 2)."""
+    """Frames (B, L, SIDE²), their times in grid steps (B, L), and sine and cosine of the angle (B, L, 2)."""
 
     frames: Tensor
     times: Tensor
