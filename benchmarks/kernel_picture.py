@@ -21,6 +21,8 @@ from s4nd.training.checkpoint import load_weights, read_metadata
 mpl.use('Agg')
 import matplotlib.pyplot as plt
 
+INK = '#80808a'  # legible on light and dark pages
+
 
 def layer_of(checkpoint: Path) -> s4nd.S4ND:
     """The first S4ND layer of a trained model."""
@@ -43,11 +45,11 @@ def draw(layer: s4nd.S4ND, path: Path, kernels: int = 8) -> None:
             limit = kernel.abs().max().item()
             axis = axes[row, column]
             axis.imshow(kernel, cmap='RdBu', vmin=-limit, vmax=limit, interpolation='nearest')
-            axis.set_xticks([])
-            axis.set_yticks([])
-        axes[row, 0].set_ylabel(f'{grid[0] * factor} × {grid[1] * factor}')
-    figure.suptitle('The same eight kernels on three grids', fontsize=11)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
+            axis.set(xticks=[], yticks=[])
+            if row == 0:
+                axis.set_title(f'feature {feature}', color=INK, fontsize=10)
+        axes[row, 0].set_ylabel(f'{grid[0] * factor} × {grid[1] * factor}', color=INK)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, transparent=True))
     print(f'written to {path}')
 
 

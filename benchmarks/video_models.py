@@ -20,7 +20,8 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from common import peak_memory, save, setup, table
-from PIL import Image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from s4nd.data import MOTIONS, ClipGrid, MovingSet, Splits, fashion_mnist
 from s4nd.files import write_atomically
@@ -57,12 +58,19 @@ def main(words: list[str]) -> None:
 
 
 def show_motions(root: str, path: Path) -> None:
-    """One clip of each class in its row, four frames per second."""
+    """One clip of each class beside its name, in two columns, four frames per second."""
     scenes = MovingSet.draw(fashion_mnist(root, download=False, train=False).images, len(MOTIONS), seed=0)
     clips = scenes.at(ClipGrid((64, 64), 4, 2))[:, 0]
-    rows = F.pad(clips.transpose(1, 2), (0, 4), value=255).flatten(2)  # frames side by side, a gap after each
-    picture = F.pad(rows, (0, 0, 0, 4), value=255).flatten(0, 1).numpy()
-    write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary))
+    frames = F.pad(clips.transpose(1, 2), (0, 4), value=255).flatten(2)  # side by side, a gap after each
+    figure = Figure(figsize=(11, 4.2), layout='constrained')
+    FigureCanvasAgg(figure)
+    places = figure.subplots(len(MOTIONS) // 2, 2).T.flatten()
+    for place, strip, label in zip(places, frames, scenes.labels.tolist(), strict=True):
+        place.imshow(strip, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
+        place.set_ylabel(MOTIONS[label], rotation=0, ha='right', va='center', color='#80808a')
+        place.set(xticks=[], yticks=[])
+        place.set_frame_on(False)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format='png', transparent=True))
 
 
 def train_one(run: str, root: str, out: Path, overrides: list[str]) -> None:
