@@ -29,6 +29,8 @@ from s4nd.training.config import EvalConfig, ModelConfig, RunConfig
 
 __all__ = ['VideoConfig', 'VideoEval', 'VideoModel', 'VideoTask']
 
+MOST_FRAMES = 10_000  # of a clip
+
 
 @dataclass
 class VideoModel(ModelConfig):
@@ -71,8 +73,10 @@ class VideoTask(LabeledTask[ClipSet]):
         for name, rate in [
             ('data.frame_rate', data.frame_rate), *(('eval.frame_rates', rate) for rate in config.eval.frame_rates),
         ]:  # fmt: skip
-            if round(rate * data.seconds) < 1:
-                raise ConfigError(f'{name}: expected a frame or more in {data.seconds:g} s, got {rate:g} per second')
+            if not 1 <= round(min(rate * data.seconds, 1e9)) <= MOST_FRAMES:
+                raise ConfigError(
+                    f'{name}: expected 1 to {MOST_FRAMES} frames in {data.seconds:g} s, got {rate:g} per second'
+                )
         self.grid = ClipGrid(parse_size(data.size), data.frame_rate, data.seconds)
         self.monitor = f'accuracy@{data.size}'
         kind = data.kind if data.kind in NORMALIZATION else 'folder'

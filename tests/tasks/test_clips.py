@@ -94,15 +94,16 @@ def test_epochs_are_watched_on_the_held_out_clips() -> None:
         ({'evaluation': VideoEval(weights='best')}, 'eval.weights=best needs held-out clips'),
         (
             {'evaluation': VideoEval(frame_rates=[0.25])},
-            r'eval\.frame_rates: expected a frame or more in 1 s, got 0\.25',
+            r'eval\.frame_rates: expected 1 to 10000 frames in 1 s, got 0\.25',
         ),
     ],
 )
 def test_configurations_that_cannot_be_run(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(**options)
-    with pytest.raises(ConfigError, match=r'data\.frame_rate: expected a frame or more in 0\.1 s'):
-        VideoTask(VideoConfig(data=VideoData(frame_rate=4.0, seconds=0.1)), make().splits)
+    for rate, seconds in ((4.0, 0.1), (4.0, 1e9), (1e300, 1e300)):
+        with pytest.raises(ConfigError, match=r'data\.frame_rate: expected 1 to 10000 frames in \S+ s'):
+            VideoTask(VideoConfig(data=VideoData(frame_rate=rate, seconds=seconds)), make().splits)
 
 
 def test_broken_and_short_clips_are_reported(tmp_path) -> None:

@@ -25,7 +25,7 @@ class VideoData:
     size: int = option(32, 'pixels per side in training', low=1, high=LARGEST_SIDE)
     frame_rate: float = option(8.0, 'frames per second in training', low=0.01)
     seconds: float = option(2.0, 'duration of a clip', low=0.01)
-    workers: int = option(4, 'files: loader processes', low=0)
+    workers: int = option(4, 'files: loader processes', low=0, high=256)
     batch_size: int = option(16, 'clips per process and step', low=1)
     val_fraction: float = option(0.0, 'share of each class held out of the training clips', low=0, high=0.9)
     train_count: int = option(6000, 'moving: clips per epoch, new ones in every epoch', low=1)

@@ -32,7 +32,7 @@ class ImageData:
     max_pixels: int = option(1 << 26, 'files of more pixels are passed over', low=1)
     sequence: bool = option(False, 'read row by row, as height · width samples, for models of one axis')
     stream: bool = option(False, 'decode during training (always so for imagenet, wds/… and hfds/…)')
-    workers: int = option(4, 'stream: loader processes', low=0)
+    workers: int = option(4, 'stream: loader processes', low=0, high=256)
     batch_size: int = option(128, 'images per process and step', low=1)
     val_fraction: float = option(0.0, 'share of each class held out of the training images', low=0, high=0.9)
     train_count: int = option(8000, 'shapes: scenes to train on', low=1)

@@ -48,9 +48,13 @@ def load_stream(data: ImageData) -> Parts:
     """
     kind, _, name = (data.root or '').partition('/')
     if kind == 'hfds':
+        if not name:
+            raise DataError('data.root must be given: hfds/NAME, of the Hugging Face hub, or hfds/FOLDER of tables')
         return _hub(name, data)
     if kind == 'wds':
         path = existing(name or None, 'wds/FOLDER, a folder of WebDataset shards (.tar)')
+        if not path.is_dir():
+            raise DataError(f'data.root: expected wds/FOLDER, a folder of WebDataset shards, got the file {path}')
         members, places = _shards(path)
         divided = divide(path, members, key=lambda label: (len(label), label))  # 2 before 10
         return _parts(path, divided, data, places)
@@ -117,7 +121,7 @@ class Slices:
 def _shards(root: Path) -> tuple[list[Member], dict[str, Place]]:
     """The samples of all shards below a folder; its own name, or that of its folder, says which split a shard is of."""
     members, places, bare = [], {}, 0
-    for name in walk(root) if root.is_dir() else ():
+    for name in walk(root):
         if name.suffix != '.tar' or not (root / name).is_file():
             continue
         split = next((SPLITS[word] for word in re.findall('[a-z]+', str(name).lower()) if word in SPLITS), '')

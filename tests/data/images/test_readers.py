@@ -210,6 +210,9 @@ def test_numbers_are_in_their_order_and_samples_without_a_label_are_named(
     ('root', 'message'),
     [
         ('wds/', r'data\.root must be given: wds/FOLDER'),
+        ('hfds/', r'data\.root must be given: hfds/NAME'),
+        ('wds/{here}/a.tar.gz', r'expected wds/FOLDER, a folder of WebDataset shards'),
+        ('wds/pipe:touch x', 'data.root: pipe:touch x does not exist'),
         ('wds/nowhere', 'data.root: nowhere does not exist'),
         ('wds/{here}/empty', 'no labeled image in .*empty, expected shards'),
         ('wds/{here}/pictures', 'no labeled image in .*pictures, expected shards'),
