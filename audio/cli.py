@@ -250,7 +250,9 @@ def _metrics(options: MetricsOptions) -> int:
         found = report['nll'] = nll(options.checkpoint, options.part or 'test', real)
         print(f'{found["checkpoint"]}: {found["bits"]:.4f} bits per sample on {found["clips"]} {found["part"]} clips')
     if options.out is not None:
-        write_atomically(options.out, lambda path: path.write_text(json.dumps(report, indent=2) + '\n'))
+        write_atomically(
+            options.out, lambda path: path.write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
+        )
     return 0
 
 

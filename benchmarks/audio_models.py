@@ -62,11 +62,13 @@ def main(words: list[str]) -> None:
             overrides = [*MODELS[model], f'data.root={folders[data]}', *(f'{k}={v}' for k, v in options.items())]
             train(out / run, CONFIGS / f'sashimi_{data}_small.yaml', overrides)
     reports = [out / run / 'report.json' for run in RUNS]
-    rows = [json.loads(report.read_text()) for report in reports if report.is_file()]
+    rows = [json.loads(report.read_text(encoding='utf-8')) for report in reports if report.is_file()]
     if not rows:
         sys.exit('nothing to show: give piano=FOLDER or digits=FOLDER')
     show(rows)
-    write_atomically(out / 'audio_models.json', lambda path: path.write_text(json.dumps(rows, indent=1)))
+    write_atomically(
+        out / 'audio_models.json', lambda path: path.write_text(json.dumps(rows, indent=1), encoding='utf-8')
+    )
     picture(rows, out / 'audio_models.png')
     print(f'\nwritten to {out}')
 

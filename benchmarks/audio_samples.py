@@ -39,7 +39,9 @@ def main(words: list[str]) -> None:
     for run in sorted(path.parent for path in root.glob('*/report.json')):
         reports[run.name] = report = score(run, options['classifier'], int(options['clips']), int(options['seed']))
         print(f'\n{run.name}: {report["samples_per_second"]:.0f} samples/s\n{table(report)}', flush=True)
-        write_atomically(root / 'audio_samples.json', lambda path: path.write_text(json.dumps(reports, indent=1)))
+        write_atomically(
+            root / 'audio_samples.json', lambda path: path.write_text(json.dumps(reports, indent=1), encoding='utf-8')
+        )
 
 
 @torch.no_grad()

@@ -192,12 +192,12 @@ def train_and_test(name: str, width: int, settings: Settings) -> dict[str, objec
 def stored(path: Path, settings: Settings, compute: Callable[[], dict[str, object]]) -> dict[str, object]:
     """compute(), or what it gave an earlier run with the same settings."""
     if path.exists():
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding='utf-8'))
         if known['settings'] == settings:
             return known['row']
     row = compute()
     content = json.dumps({'settings': settings, 'row': row}, indent=1)
-    write_atomically(path, lambda temporary: temporary.write_text(content))
+    write_atomically(path, lambda temporary: temporary.write_text(content, encoding='utf-8'))
     return row
 
 

@@ -90,7 +90,7 @@ def _measure(sender: Any, threads: int, make: Callable[..., Callable[[], object]
 
 def _memory(entry: str) -> int:
     """Kilobytes in use now (VmRSS) or at the most so far (VmHWM); getrusage would count the parent's as well."""
-    lines = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
+    lines = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text(encoding='utf-8').splitlines())
     return int(lines[entry].split()[0])
 
 
@@ -105,7 +105,7 @@ def save(out: str, name: str, measured: str, rows: Sequence[Mapping[str, Any]], 
     """Write <name>.json and the picture <name>.png into the folder `out`, and say so."""
     folder = Path(out)
     text = json.dumps({'measured': measured, 'rows': list(rows)}, indent=1)
-    write_atomically(folder / f'{name}.json', lambda path: path.write_text(text))
+    write_atomically(folder / f'{name}.json', lambda path: path.write_text(text, encoding='utf-8'))
     if figure is not None:
         write_atomically(folder / f'{name}.png', lambda path: figure.savefig(path, dpi=110))
     print(f'\n{measured}\nwritten to {folder}')

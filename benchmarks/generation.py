@@ -143,7 +143,9 @@ def main(out: Path, size: str, checkpoint: str | None) -> None:
         passes = {t: fixed_point_passes(source.model, source.quantizer.zero_code, temperature=t) for t in (1.0, 0.5)}
         report['fixed_point_passes_of_1024'] = passes
         print(', '.join(f'temperature {t:g}: {n} passes for 1024 samples' for t, n in passes.items()))
-    write_atomically(out / 'generation.json', lambda path: path.write_text(json.dumps(report, indent=1)))
+    write_atomically(
+        out / 'generation.json', lambda path: path.write_text(json.dumps(report, indent=1), encoding='utf-8')
+    )
     picture(rows, out / 'generation.png')
     print(f'\nwritten to {out}')
 

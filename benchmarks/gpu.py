@@ -58,7 +58,7 @@ class Part:
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         text = json.dumps({'measured': self.measured, 'rows': self.rows}, indent=1)
-        write_atomically(self.path, lambda path: path.write_text(text))
+        write_atomically(self.path, lambda path: path.write_text(text, encoding='utf-8'))
         print(table(self.rows), flush=True)
 
     def medians(self, candidates: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:

@@ -209,8 +209,8 @@ def report_of(name: str, seed: int, parts: dict[str, Tensor], chosen: dict[str, 
             name: errors(estimate(model, test, mask, samples, steps), test, mask)
             for name, mask in held_out_masks(test).items()
         }
-        write_atomically(out / 'report.json', lambda path: path.write_text(json.dumps(row, indent=1)))
-    return json.loads((out / 'report.json').read_text())
+        write_atomically(out / 'report.json', lambda path: path.write_text(json.dumps(row, indent=1), encoding='utf-8'))
+    return json.loads((out / 'report.json').read_text(encoding='utf-8'))
 
 
 def picture(model: Imputer, values: Tensor, steps: int) -> Figure:

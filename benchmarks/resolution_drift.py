@@ -83,7 +83,9 @@ def main(out: Path) -> None:
                     + ''.join(f'{sum(v) / DRAWS:>9.2%} ({min(v):.2%}-{max(v):.2%})'.rjust(24) for v in found.values())
                 )
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / 'resolution_drift.json', lambda path: path.write_text(json.dumps(rows, indent=1)))
+    write_atomically(
+        out / 'resolution_drift.json', lambda path: path.write_text(json.dumps(rows, indent=1), encoding='utf-8')
+    )
     picture(rows, out / 'resolution_drift.png')
     print(f'\nwritten to {out}')
 

@@ -123,9 +123,9 @@ def stored(name: str, system: str, seed: int, settings: Mapping[str, str]) -> di
     """`measure`, or what it gave an earlier run into the same folder."""
     path = Path(settings['out']) / f'{name}_{system}_{seed}.json'
     if path.exists():
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding='utf-8'))
     row = measure(name, system, seed, settings)
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(row)))
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(row), encoding='utf-8'))
     return row
 
 

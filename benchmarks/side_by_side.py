@@ -129,11 +129,11 @@ def costs(task: str, name: str) -> Result:
 def kept(path: Path, make: Callable[[], Result], **about: object) -> Result:
     """The result in the file at `path` if it is about the same; otherwise a new one, which is written there."""
     if path.exists():
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding='utf-8'))
         if {key: result.get(key) for key in about} == about:
             return result
     result = {**about, **make()}
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(result)))
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(result), encoding='utf-8'))
     return result
 
 
@@ -143,7 +143,7 @@ def updates_of(task: str, budget: float) -> int:
 
 def read_results(out: Path, budget: float) -> list[Result]:
     """All results of training with this budget in `out`, in the order of the tasks, the variants and the seeds."""
-    results = [json.loads(path.read_text()) for path in (out / 'runs').glob('*.json')]
+    results = [json.loads(path.read_text(encoding='utf-8')) for path in (out / 'runs').glob('*.json')]
     tasks, kernels = list(SETTINGS), list(VARIANTS)
     results = [result for result in results if result['updates'] == updates_of(result['task'], budget)]
     return sorted(results, key=lambda r: (tasks.index(r['task']), kernels.index(r['kernel']), r['seed']))

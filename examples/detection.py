@@ -91,7 +91,7 @@ def main(backbone: str, small: bool, out: Path) -> dict[str, float]:
         model.transform.max_size = 4 * times * side
         height, width = times * side, times * side * 4 // 3
         report[f'found@{height}x{width}'] = found_boxes(model, height, width, 2 if small else 50)
-    write_atomically(out / 'report.json', lambda path: path.write_text(json.dumps(report, indent=2)))
+    write_atomically(out / 'report.json', lambda path: path.write_text(json.dumps(report, indent=2), encoding='utf-8'))
     print(f'{json.dumps(report)}\nwritten to {out}')
     return report
 

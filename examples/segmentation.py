@@ -60,7 +60,7 @@ def main(encoder: str, small: bool, out: Path) -> dict[str, float]:
     report = {'loss': loss.item()}
     for at in (size, 2 * size):
         report[f'mean_iou@{at}'] = mean_iou(model, *scenes(4 if small else 64, at, seed=10_000))
-    write_atomically(out / 'report.json', lambda path: path.write_text(json.dumps(report, indent=2)))
+    write_atomically(out / 'report.json', lambda path: path.write_text(json.dumps(report, indent=2), encoding='utf-8'))
     print(f'{json.dumps(report)}\nwritten to {out}')
     return report
 

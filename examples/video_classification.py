@@ -126,7 +126,7 @@ def main(small: bool, out: Path) -> dict[str, float]:
     for name, percent in found.items():
         print(f'{name:32} {percent:5.1f} %')
     text = json.dumps(found, indent=1)
-    write_atomically(out / 'report.json', lambda path: path.write_text(text))
+    write_atomically(out / 'report.json', lambda path: path.write_text(text, encoding='utf-8'))
     return found
 
 

@@ -287,4 +287,4 @@ def _read_list(root: str | Path, name: str) -> set[str]:
     path = Path(root) / name
     if not path.is_file():
         raise ValueError(f"split 'lists' needs {path}: one relative path a line")
-    return {line.strip() for line in path.read_text().splitlines() if line.strip()}
+    return {line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()}

@@ -79,7 +79,7 @@ def train_and_validate(model: str, small: bool, scripts: Path, out: Path) -> dic
         found = out / f'validation_{at}.json'
         weights = ['--checkpoint', str(out / 'run' / 'last.pth.tar'), '--img-size', str(at)]
         run(scripts / 'validate.py', [*common, *weights, '--results-file', str(found), '--results-format', 'json'])
-        results[f'top1@{at}'] = json.loads(found.read_text())['top1']
+        results[f'top1@{at}'] = json.loads(found.read_text(encoding='utf-8'))['top1']
     return results
 
 
@@ -99,14 +99,14 @@ def others(model: str, scripts: Path, out: Path) -> dict[str, float]:
     (logits,) = InferenceSession(out / 'model.onnx').run(None, {'input0': images.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), averaged(images), atol=1e-4, rtol=1e-4)
-    timed = json.loads(found.read_text())
+    timed = json.loads(found.read_text(encoding='utf-8'))
     return {name: timed[f'{name}_samples_per_sec'] for name in ('infer', 'train')}
 
 
 def main(model: str, small: bool, timm_folder: Path, out: Path) -> dict[str, float]:
     scripts = checkout(timm_folder)
     results = train_and_validate(model, small, scripts, out) | others(model, scripts, out)
-    write_atomically(out / 'report.json', lambda path: path.write_text(json.dumps(results, indent=2)))
+    write_atomically(out / 'report.json', lambda path: path.write_text(json.dumps(results, indent=2), encoding='utf-8'))
     print(json.dumps(results))
     return results
 

@@ -152,7 +152,7 @@ def to_yaml(config: RunConfig) -> str:
 
 def save_config(path: Path, config: RunConfig) -> None:
     """Write the resolved configuration to `path`, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(to_yaml(config)))
+    write_atomically(path, lambda temporary: temporary.write_text(to_yaml(config), encoding='utf-8'))
 
 
 def flat_options(config: RunConfig) -> dict[str, Any]:

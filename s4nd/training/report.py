@@ -34,8 +34,8 @@ def write_report(out: str | Path, report: Report, name: str = 'report') -> list[
     out = Path(out)
     paths = [out / f'{name}.json', out / f'{name}.txt']
     text = json.dumps(report, indent=2, sort_keys=False) + '\n'
-    write_atomically(paths[0], lambda temporary: temporary.write_text(text))
-    write_atomically(paths[1], lambda temporary: temporary.write_text(table([report]) + '\n'))
+    write_atomically(paths[0], lambda temporary: temporary.write_text(text, encoding='utf-8'))
+    write_atomically(paths[1], lambda temporary: temporary.write_text(table([report]) + '\n', encoding='utf-8'))
     if _drawable([report]):
         paths.append(out / f'{name}.png')
         draw(paths[-1], [report])
@@ -47,7 +47,7 @@ def read_report(folder: str | Path) -> Report:
     path = Path(folder)
     path = path / 'report.json' if path.is_dir() else path
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise ValueError(f'{path}: no readable report ({error})') from error
     missing = {'label', 'metric', 'parameters', 'results'} - set(report if isinstance(report, dict) else ())
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str]) -> None:
     text = table(reports)
     print(text)
     if 'table' in options:
-        write_atomically(options['table'], lambda temporary: temporary.write_text(text + '\n'))
+        write_atomically(options['table'], lambda temporary: temporary.write_text(text + '\n', encoding='utf-8'))
     if 'picture' in options:
         draw(options['picture'], reports)
         print(f'picture: {options["picture"]}')

@@ -125,7 +125,9 @@ class Stored:
         table = csv.DictWriter(rows, columns, lineterminator='\n')
         table.writeheader()
         table.writerows(self.history)
-        write_atomically(self.out / 'metrics.csv', lambda temporary: temporary.write_text(rows.getvalue()))
+        write_atomically(
+            self.out / 'metrics.csv', lambda temporary: temporary.write_text(rows.getvalue(), encoding='utf-8')
+        )
 
     def save_state(self) -> None:
         self.check_finite()

@@ -140,6 +140,6 @@ def _list_file(folder: Path, name: str) -> Path:
 
 def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
     """(number, words) of the lines that hold any."""
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding='utf-8').splitlines(), 1):
         if line.strip():
             yield number, line.split()
