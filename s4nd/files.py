@@ -86,7 +86,7 @@ def try_folder(folder: str | Path) -> None:
     Raises:
         OSError: nothing can be written there: it names folder, disk and free space.
     """
-    probe = Path(folder) / f'.probe.{os.getpid()}'
+    probe = Path(folder) / f'.probe.{_host()}.{os.getpid()}.tmp'  # the name of a temporary file: a kill leaves it
     write_atomically(probe, lambda temporary: temporary.write_bytes(bytes(1 << 16)))
     probe.unlink()
 
