@@ -150,7 +150,8 @@ def resample_file(path: Path, target: Path, sample_rate: int, block: int = 1 << 
     with _opened(path) as source:
         rate = source.samplerate
         unit = rate // math.gcd(rate, sample_rate)  # so many frames make a whole number of samples
-        size, context = (unit * math.ceil(count / unit) for count in (block, 7 * max(1, rate / sample_rate) + 1))
+        ratio = rate / sample_rate
+        size, context = (unit * math.ceil(count / unit) for count in (min(1, ratio) * block, 7 * max(1, ratio) + 1))
 
         def blocks() -> Iterator[Tensor]:
             while len(data := np.concatenate([np.zeros((0, source.channels), np.float32), *_blocks(source, size)])):

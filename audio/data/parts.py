@@ -40,7 +40,7 @@ class AudioData:
     )
     download: bool = option(False, 'sc09, speech_commands: fetch it into root')
     cache: str = option('out/cache', 'folder into which a tar is unpacked, and files of other rates are resampled once')
-    sample_rate: int = option(16000, 'Hz; recordings of other rates are resampled', low=1)
+    sample_rate: int = option(16000, 'Hz; recordings of other rates are resampled', low=100, high=10_000_000)
     clip_samples: int = option(16000, 'samples per clip', low=1)
     quantizer: str = option('mu-law', 'spacing of the codes', choices=LAWS)
     convention: str = option('standard', 'rounding of the codes, see audio.quantization', choices=CONVENTIONS)
