@@ -34,7 +34,8 @@ class Pointwise(nn.Linear):
     """Linear map of channels: (B, in_chs, L1 … LD) -> (B, out_chs, L1 … LD), the same parameters for any D."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv1d(x.flatten(2), self.weight.unsqueeze(-1), self.bias).unflatten(2, x.shape[2:])
+        y = F.conv1d(x.flatten(2), self.weight.unsqueeze(-1), self.bias, 1, 0, 1, 1)  # (all, for int8 by torch.fx)
+        return y.unflatten(2, x.shape[2:])
 
 
 def make_norm(norm: str, dim: int, axes: int, **dd: Any) -> nn.Module:

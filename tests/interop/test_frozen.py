@@ -139,3 +139,17 @@ def test_frozen_heads_of_long_videos() -> None:
     model = timm.create_model('s4nd_vis4mer_tiny_head', in_chans=6, dim=16, d_state=4, length=8).eval()
     x = torch.randn(2, 8, 6)
     torch.testing.assert_close(freeze(model, x)(x), model(x), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('case', ['isotropic', 'ccnn batchnorm'])
+@torch.no_grad()
+def test_int8_by_fx(case: str) -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    model, x = make(case)
+    prepared = prepare_fx(freeze(model, x), get_default_qconfig_mapping('x86'), (x,))
+    prepared(x)
+    error = (convert_fx(prepared)(x) - model(x)).norm() / model(x).norm()
+    assert 1e-4 < error < 0.2
