@@ -71,6 +71,7 @@ data = (
     'data.kind=folder',
     'data.root=pictures',
     'data.size=32',
+    'data.batch_size=10',
     'data.source_size=64',
     'data.val_fraction=0.5',
     'device=cpu',
