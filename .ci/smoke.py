@@ -75,6 +75,7 @@ data = (
     'data.source_size=64',
     'data.val_fraction=0.5',
     'device=cpu',
+    'precision=fp32',  # accelerate keeps one precision per process
 )
 run('evaluate', f'checkpoint={weights}', *data, 'sizes=[8,16,32,64]', 'out=shipped')
 assert len(json.loads(Path('shipped/evaluation.json').read_text('utf-8'))['milliseconds']) == 4
