@@ -39,6 +39,8 @@ PADDING = -100
 
 @dataclass
 class AudioEval(EvalConfig):
+    """Classifiers are measured at `sample_rates` after training."""
+
     sample_rates: list[int] = option([], 'classes: rates (Hz) to evaluate at; empty: the training rate', low=1)
 
 

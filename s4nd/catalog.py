@@ -273,6 +273,8 @@ def _row(*cells: str) -> str:
 
 @dataclass
 class Options:
+    """The option of `python -m s4nd.catalog`."""
+
     out: str = 'docs/reference/kernels.md'
 
 

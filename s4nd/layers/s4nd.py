@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from s4nd.kernels import make_kernel
 from s4nd.layers.base import GridLayer, check_signal
-from s4nd.ops import joint_matrix, lag_taps, observed, separable_conv, toeplitz, use_fused, use_toeplitz, wrap_taps
+from s4nd.ops import (
+    joint_matrix,
+    lag_taps,
+    observed,
+    separable_conv,
+    sizes_of,
+    toeplitz,
+    use_fused,
+    use_toeplitz,
+    wrap_taps,
+)  # fmt: skip
 from s4nd.resolution import axis_steps, warn_if_aliased
 
 CELLS = ('training', 'input', 'published')
@@ -138,9 +148,7 @@ class S4ND(GridLayer):
     def forward(self, x: Tensor, step: list[float] | None = None) -> Tensor:
         """Convolve x (B, H, L1, …, Ld); `step`: spacing of the samples per axis, in samples of the grid."""
         x = check_signal(x, self.d_model, self.spatial_dims)
-        size = list(x.shape[2:])
-        if torch.jit.is_tracing():  # a trace holds the taps of one size
-            size = [int(n) for n in size]
+        size = sizes_of(x)
         steps = axis_steps(self._grid, size) if step is None else step
         if len(steps) != self.spatial_dims or not min(steps) > 0:
             raise ValueError(f'expected a positive step for each of {self.spatial_dims} axes, got {steps}')

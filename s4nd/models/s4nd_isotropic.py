@@ -107,19 +107,14 @@ class IsotropicS4ND(Backbone):
         stem = PatchStem(in_chans, dim, grid, patch, time_patch=time_patch, min_size=patch, **dd)
         grid = stem.resize(grid)
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+
+        def block(drop_path: float) -> nn.Module:
+            mixed = layer(dim, grid, **options, **dd)
+            return IsotropicBlock(dim, norm(dim, **dd), mixed, width, drop_path, proj_drop_rate, **dd)
+
         super().__init__(
             stem=stem,
-            stages=[
-                Stage(
-                    [
-                        IsotropicBlock(
-                            dim, norm(dim, **dd), layer(dim, grid, **options, **dd), width, p, proj_drop_rate, **dd
-                        )
-                        for p in stage
-                    ]
-                )
-                for stage in drop_paths
-            ],
+            stages=[Stage([block(rate) for rate in stage]) for stage in drop_paths],
             norm=norm(dim, **dd),
             head=ClassifierHead(dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd),
             feature_info=[dict(num_chs=dim, reduction=patch) for _ in depths],

@@ -1,7 +1,7 @@
 """Pure functions: taps x signal -> signal, and the sums that make taps. Every choice of arithmetic is made here."""
 
 from s4nd.ops.diagonal import diagonal_taps, discretize, expand_ssm, expm1, pair_cells
-from s4nd.ops.dispatch import at_least_float32, check_exporter, exact_bmm, observed, values_are_known, wide
+from s4nd.ops.dispatch import at_least_float32, check_exporter, exact_bmm, observed, sizes_of, values_are_known, wide
 from s4nd.ops.exponentials import exponential_sum
 from s4nd.ops.fullconv import full_conv
 from s4nd.ops.krylov import krylov
@@ -38,6 +38,7 @@ __all__ = [
     'pair_cells',
     'run_recurrence',
     'separable_conv',
+    'sizes_of',
     'toeplitz',
     'toeplitz_replicate',
     'use_fused',

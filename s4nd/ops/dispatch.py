@@ -48,6 +48,14 @@ def _at_one_size(x: Tensor) -> Tensor:
     return x.reshape([x.shape[0], *map(int, x.shape[1:])]) if torch.jit.is_tracing() else x
 
 
+def sizes_of(x: Tensor) -> list[int]:
+    """The sizes [L1, …, Ld] of x (B, C, L1, …, Ld) as numbers; a trace holds the taps of one size."""
+    size = list(x.shape[2:])
+    if torch.jit.is_tracing():
+        size = [int(n) for n in size]
+    return size
+
+
 def check_exporter() -> None:
     """Raise ValueError inside the older ONNX exporter, which has no operators for what makes a kernel."""
     if not torch.jit.is_scripting():
