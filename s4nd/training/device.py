@@ -38,7 +38,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         project_config=ProjectConfiguration(config.out, logging_dir=config.out),
     )
     if config.track != 'none' and not accelerator.log_with:
-        raise ConfigError(f"track: {config.track} is not installed; pip install 's4nd[{config.track}]'")
+        raise ConfigError(f'track: {config.track} is not installed: pip install {config.track}')
     expected = int(os.environ.get('WORLD_SIZE', 1))
     if accelerator.num_processes != expected:
         raise ConfigError(f'device={config.device}: {expected} processes were started, but each would train alone')

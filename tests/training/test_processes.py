@@ -117,7 +117,7 @@ def test_a_launcher_that_began_one_process_for_two_is_named(monkeypatch: pytest.
 @pytest.mark.filterwarnings('ignore:.*no supported trackers')
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('accelerate.accelerator.filter_trackers', lambda *_: [])
-    with pytest.raises(ConfigError, match=r"track: wandb is not installed; pip install 's4nd\[wandb\]'"):
+    with pytest.raises(ConfigError, match='track: wandb is not installed: pip install wandb'):
         make_accelerator(load_config(None, ['model.name=x', 'device=cpu', 'track=wandb']))
 
 
