@@ -2,7 +2,7 @@
 
     python benchmarks/ship_weights.py run=out/mini name=s4nd_isotropic_mini.cifar10 [out=s4nd/weights]
 
-Beside the weights it writes the run's configuration, without its paths. It prints the largest difference of the outputs
+Beside the weights it writes the run's configuration, without its paths and its precision. It prints the largest difference of the outputs
 on random inputs, relative to the largest output (at most 0.5 % is accepted); parameters of kernels stay in single
 precision. The model card is written by hand.
 """
@@ -23,7 +23,14 @@ from s4nd.models import load_checkpoint
 from s4nd.training.checkpoint import config_beside, find_weights, load_weights, read_metadata, stored_args
 
 KEPT = ('task', 'model', 'args', 'classes', 'size', 'frame_rate', 'sample_rate', 'quantizer')
-PATHS = {'data': {'root': None, 'cache': 'out/cache'}, 'out': '', 'resume': False, 'overwrite': False}
+# What the user's machine decides.
+OWN = {
+    'data': {'root': None, 'cache': 'out/cache'},
+    'out': '',
+    'precision': 'fp32',
+    'resume': False,
+    'overwrite': False,
+}
 
 
 def load(path: Path) -> tuple[nn.Module, Tensor]:
@@ -61,6 +68,6 @@ kept = {key: metadata[key] for key in KEPT if key in metadata}
 kept['args'] = json.dumps({key: value for key, value in json.loads(metadata['args']).items() if key != 'in_chans'})
 target = Path(chosen['out']) / f'{chosen["name"]}.safetensors'
 write_atomically(target, lambda temporary: save_file(tensors, temporary, metadata=kept))
-config = OmegaConf.merge(OmegaConf.load(config_beside(path)), PATHS)
+config = OmegaConf.merge(OmegaConf.load(config_beside(path)), OWN)
 write_atomically(target.with_suffix('.yaml'), lambda temporary: OmegaConf.save(config, temporary))
 print(target)
