@@ -48,7 +48,7 @@ TASKS: dict[str, tuple[int, dict[str, Any]]] = {
     'selective': (300, {'kind': 'selective_copying', 'length': 64, 'memory': 4, 'symbols': 6, 'batch_size': 16}),
     'delay': (150, {'kind': 'delay', 'length': 256, 'lag': 64, 'batch_size': 8}),
     'fashion': (200, {'kind': 'fashion_mnist', 'size': 14, 'batch_size': 16}),
-    'listops': (200, {'kind': 'listops', 'length': 256, 'shortest': 16, 'batch_size': 8}),
+    'listops': (400, {'kind': 'listops', 'length': 512, 'shortest': 16, 'batch_size': 8}),
     'cifar': (200, {'kind': 'cifar10', 'size': 16, 'batch_size': 16}),
 }
 STEPWISE = ('delay', 'selective')
