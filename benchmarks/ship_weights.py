@@ -2,9 +2,9 @@
 
     python benchmarks/ship_weights.py run=out/mini name=s4nd_isotropic_mini.cifar10 [out=s4nd/weights]
 
-Beside the weights it writes the run's configuration, without its paths and its precision. It prints the largest difference of the outputs
-on random inputs, relative to the largest output (at most 0.5 % is accepted); parameters of kernels stay in single
-precision. The model card is written by hand.
+Beside the weights it writes the run's configuration, without its paths and its precision. It prints the largest
+difference of the outputs on random inputs, relative to the largest output (at most 0.5 % is accepted); parameters of
+kernels stay in single precision. The model card is written by hand.
 """
 
 import json
