@@ -26,6 +26,7 @@ __all__ = [
     'describe_field',
     'fill',
     'is_out_of_memory',
+    'named_model',
     'nearest',
     'option',
     'option_names',
@@ -94,6 +95,13 @@ def nearest(name: str, known: Sequence[str]) -> str:
         return f"; did you mean '{parts.get(close[0], close[0]) if close[0] not in known else close[0]}'?"
     listed = sorted(known)
     return f'; known: {", ".join(listed[:12])}{", …" if len(listed) > 12 else ""}'
+
+
+def named_model(models: Mapping[str, Callable[..., Built]], name: str, kind: str) -> Callable[..., Built]:
+    """Return the model of this name; raise ConfigError, with the nearest name, where there is no such `kind`."""
+    if name not in models:
+        raise ConfigError(f"model.name: no {kind} '{name}'{nearest(name, list(models))}")
+    return models[name]
 
 
 def check_keywords(function: Callable[..., Any], args: Mapping[str, Any], name: str, given: Sequence[str] = ()) -> None:

@@ -55,6 +55,9 @@ class LagTable(nn.Module):
     Args:
         num_heads: n.
         max_length: M, most samples that see each other; lags are below it.
+
+    Raises:
+        ValueError: for a max_length below 1.
     """
 
     def __init__(

@@ -53,6 +53,9 @@ class GridLayer(nn.Module):
         """Size of each axis at training; None: unknown, the step is 1.
 
         Assigning another grid keeps the kernel per sample, so that a larger input is more scene at the same scale.
+
+        Raises:
+            ValueError: on assigning sizes that are not positive, or another number of axes.
         """
         return tuple(self._grid) or None
 

@@ -88,7 +88,11 @@ class LiquidS4(S4):
     def forward(  # type: ignore[override]
         self, x: Tensor, state: State | None = None, step: float | None = None, *, dt: Tensor | None = None
     ) -> Tensor | tuple[Tensor, State]:
-        """See `S4.forward`; only 'allcombs' and 'exact' take dt."""
+        """Filter x (B, H, L) as `S4.forward` does; only the modes 'allcombs' and 'exact' take dt.
+
+        Raises:
+            ValueError: as `S4.forward`, for a step other than 1, and for dt in another mode.
+        """
         x = check_signal(x, self.d_model, 1)
         _check_step(1.0 if step is None else step)
         if dt is not None:

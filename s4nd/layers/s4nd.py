@@ -146,7 +146,15 @@ class S4ND(GridLayer):
             nn.init.normal_(self.D)
 
     def forward(self, x: Tensor, step: list[float] | None = None) -> Tensor:
-        """Convolve x (B, H, L1, …, Ld); `step`: spacing of the samples per axis, in samples of the grid."""
+        """Convolve x (B, H, L1, …, Ld).
+
+        Args:
+            x: (B, H, L1, …, Ld), no axis empty.
+            step: spacing of the samples per axis, in samples of the grid; None: grid / size.
+
+        Raises:
+            ValueError: for an input of another shape or of whole numbers, and steps that are not positive.
+        """
         x = check_signal(x, self.d_model, self.spatial_dims)
         size = sizes_of(x)
         steps = axis_steps(self._grid, size) if step is None else step

@@ -151,6 +151,9 @@ class S5(Timescale, GridLayer):
             step: spacing of the samples in samples of the grid: a number, or for samples at irregular times a tensor
                 (L,) or (B, L), where sample k is held over step[k]. None: grid / L, but 1 where a state is given.
             dt: (B, L), the same steps under the name that all layers have for them; in place of step.
+
+        Raises:
+            ValueError: for an input of another shape or of whole numbers, steps that do not fit, and dt beside step.
         """
         x = check_signal(x, self.d_model, 1)
         if dt is not None:

@@ -33,6 +33,9 @@ class S4Block(nn.Module):
         condition: E; a vector per row is added to the input of S4 through a linear map. None: there is none.
         norm: see `s4nd.layers.norms.make_norm`; 'layer', or 'scalar' as in trained published models. None: none.
         prenorm: whether the norm stands before S4, or after the sum.
+
+    Raises:
+        ValueError: for an unknown norm or n_ssm, and as `s4nd.S4`.
     """
 
     def __init__(

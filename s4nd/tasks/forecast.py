@@ -19,7 +19,7 @@ from s4nd.data.series.masks import future
 from s4nd.files import write_atomically
 from s4nd.models.forecast import DLinear, S4Forecaster, fit_linear, last_value, seasonal_naive
 from s4nd.models.sssd import SSSDS4, Imputer, impute
-from s4nd.options import ConfigError, built, nearest, option, section
+from s4nd.options import built, named_model, option, section
 from s4nd.seeds import generator
 from s4nd.tasks.base import Chosen, Task
 from s4nd.tasks.series import imputation_loss
@@ -83,10 +83,7 @@ class ForecastTask(Task):
         return {**sizes.get(name, {'channels': len(self.data.names)}), **targets, **self.config.model.args}
 
     def make_model(self, args: Mapping[str, Any]) -> nn.Module:
-        name = self.config.model.name
-        if name not in MODELS:
-            raise ConfigError(f"model.name: no forecaster '{name}'{nearest(name, list(MODELS))}")
-        return built(MODELS[name], args)
+        return built(named_model(MODELS, self.config.model.name, 'forecaster'), args)
 
     def train_batches(self, epoch: int) -> Chosen:
         """Windows in an order that follows from the seed and the epoch."""

@@ -19,7 +19,7 @@ from s4nd.data.sequences.options import SequenceData
 from s4nd.data.sequences.sets import IGNORED, SequenceSet
 from s4nd.models.pairs import PairClassifier
 from s4nd.models.sequence import SequenceModel
-from s4nd.options import ConfigError, built, nearest, option, section
+from s4nd.options import ConfigError, built, named_model, option, section
 from s4nd.seeds import generator
 from s4nd.tasks.base import Chosen, Task
 from s4nd.tasks.sharing import gathered, shared, zeros
@@ -83,10 +83,7 @@ class SequenceTask(Task):
         return {**found, 'head': 'step' if train.per_step else 'mean', **given}
 
     def make_model(self, args: Mapping[str, Any]) -> nn.Module:
-        name = self.config.model.name
-        if name not in MODELS:
-            raise ConfigError(f"model.name: no model of sequences '{name}'{nearest(name, list(MODELS))}")
-        return built(MODELS[name], args)
+        return built(named_model(MODELS, self.config.model.name, 'model of sequences'), args)
 
     def train_batches(self, epoch: int) -> Chosen:
         """Batches in an order that follows from the seed and the epoch."""

@@ -19,7 +19,7 @@ from s4nd.data.series.sets import SeriesData, load_series
 from s4nd.diffusion import Diffusion
 from s4nd.models.csdi import CSDIS4
 from s4nd.models.sssd import SSSDS4, Imputer, check_series, impute
-from s4nd.options import ConfigError, built, check_keywords, nearest, option, section
+from s4nd.options import ConfigError, built, check_keywords, named_model, option, section
 from s4nd.seeds import generator, generator_at
 from s4nd.tasks.base import Chosen, Task
 from s4nd.tasks.sharing import gathered, shared, zeros
@@ -87,10 +87,9 @@ class SeriesTask(Task):
 
     def make_model(self, args: Mapping[str, Any]) -> nn.Module:
         name = self.config.model.name
-        if name not in MODELS:
-            raise ConfigError(f"model.name: no model of series '{name}'{nearest(name, list(MODELS))}")
-        check_keywords(MODELS[name], args, name)
-        return built(MODELS[name], args)
+        model = named_model(MODELS, name, 'model of series')
+        check_keywords(model, args, name)
+        return built(model, args)
 
     def train_batches(self, epoch: int) -> Chosen:
         """Batches in an order, and with masks, fixed by the seed and the epoch."""
