@@ -262,7 +262,7 @@ def test_bad_input_is_one_clear_error(
 def test_bad_models_and_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(tmp_path / 'last.safetensors', nn.Linear(2, 2), {'model': 'sashimi', 'args': '{}'})
     assert main(['size=8', f'checkpoint={tmp_path}']) == 2
-    assert 'weights of sashimi, which is no image model' in capsys.readouterr().err
+    assert 'size and sizes are for image models' in capsys.readouterr().err
     model, size = build_small('convnext')
     with pytest.raises(ValueError, match=r'2 or more, got \[1\]'):
         export_onnx(model, {'image': image(size, batch=1)}, tmp_path / 'm.onnx')
