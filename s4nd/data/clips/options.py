@@ -32,6 +32,6 @@ class VideoData:
     test_count: int = option(1200, 'moving: clips to evaluate on', low=1)
     flip: bool = option(False, 'files: mirror clips at random, left and right')
     crop_scale: float = option(1.0, 'files: smallest share of the picture that a random crop keeps', low=0.01, high=1)
-    rand_augment_layers: int = option(0, 'files: RandAugment operations, the same for all frames of a clip', low=0)
+    rand_augment_layers: int = option(0, 'files: RandAugment operations, the same for all frames', low=0, high=100)
     rand_augment_magnitude: int = option(7, 'files: magnitude of RandAugment', low=0, high=10)
     crop_pct: float = option(1.0, 'files: side of the center crop at evaluation', low=0.1, high=1)
