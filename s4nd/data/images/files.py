@@ -99,8 +99,10 @@ def _decode_all(path: Path, source_size: int | None, max_pixels: int) -> dict[st
             continue
         images[name] = _to_square(image, source_size) if source_size is not None else image
     for name, target in links.items():
-        while target in links:
-            target = links.pop(target) if target != name else None
+        seen = {name}
+        while target in links and target not in seen:
+            seen.add(target)
+            target = links[target]
         if target in images:
             images[name] = images[target]
         else:
