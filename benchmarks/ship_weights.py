@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from common import options
 from omegaconf import OmegaConf
-from s4nd.audio.models import MODEL_NAME, MODELS, build_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from s4nd.audio.models import MODEL_NAME, MODELS, build_model
 from s4nd.files import write_atomically
 from s4nd.models import load_checkpoint
 from s4nd.training.checkpoint import config_beside, find_weights, load_weights, read_metadata, stored_args

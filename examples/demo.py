@@ -17,12 +17,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from s4nd.audio.evaluation.page import Clip, page
-from s4nd.audio.generation import generate, load_generator
-from s4nd.audio.io import write_audio, write_spectrogram
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
+from s4nd.audio.evaluation.page import Clip, page
+from s4nd.audio.generation import generate, load_generator
+from s4nd.audio.io import write_audio, write_spectrogram
 from s4nd.data.synthetic.drawings import DRAWINGS, draw
 from s4nd.files import write_atomically
 from s4nd.options import option

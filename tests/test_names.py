@@ -14,9 +14,8 @@ PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['
 
 
 def test_both_names_are_one_package() -> None:
-    import s4nd.audio.evaluation.metrics
-
     import audio.evaluation.metrics
+    import s4nd.audio.evaluation.metrics
     from audio.generation import sampling
 
     assert audio is s4nd.audio and audio.SaShiMi.__module__ == 's4nd.audio.models.sashimi'

@@ -21,7 +21,7 @@ import numpy as np
 
 from s4nd.data.folders import is_hidden, walk
 from s4nd.data.tars import files as tar_files
-from s4nd.data.tars import link_target, open_tar
+from s4nd.data.tars import link_target, link_targets, open_tar
 from s4nd.files import alone
 from s4nd.progress import progress
 
@@ -237,8 +237,8 @@ def _unpack_all(archive: Path, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix='.unpacking-', dir=folder.parent))
     try:
         with open_tar(archive) as tar:
-            links = [link for name, entry in tar_files(tar) if (link := _unpack(tar, name, entry, temporary))]
-        for name, target in links:
+            links = dict(link for name, entry in tar_files(tar) if (link := _unpack(tar, name, entry, temporary)))
+        for name, target in link_targets(links).items():
             if target is not None and (temporary / target).is_file():
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(temporary / target, temporary / name)

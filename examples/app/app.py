@@ -18,10 +18,10 @@ import timm
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from s4nd.audio.io import resample
 from timm.data.transforms_factory import create_transform
 
 from s4nd.audio import Generator, generate, load_generator
+from s4nd.audio.io import resample
 from s4nd.data.synthetic.drawings import draw
 from s4nd.models import is_ours
 from s4nd.training.checkpoint import find_weights, read_metadata

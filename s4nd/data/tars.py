@@ -7,12 +7,12 @@ import gzip
 import lzma
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-__all__ = ['LARGEST_FILE', 'Slice', 'files', 'link_target', 'open_tar', 'plain_name', 'slices']
+__all__ = ['LARGEST_FILE', 'Slice', 'files', 'link_target', 'link_targets', 'open_tar', 'plain_name', 'slices']
 
 LARGEST_FILE = 1 << 28  # bytes of an example; a few megabytes of an archive may expand to any number
 
@@ -66,6 +66,18 @@ def link_target(entry: tarfile.TarInfo) -> PurePosixPath | None:
     return plain_name(posixpath.join(folder, entry.linkname))
 
 
+def link_targets(links: Mapping[PurePosixPath, PurePosixPath | None]) -> dict[PurePosixPath, PurePosixPath | None]:
+    """What each link stands for after all links on its way; None where they lead out of the archive or in a circle."""
+    found: dict[PurePosixPath, PurePosixPath | None] = {}
+    for name, target in links.items():
+        seen = {name}
+        while target in links and target not in seen:
+            seen.add(target)
+            target = links[target]
+        found[name] = None if target in seen else target
+    return found
+
+
 def files(archive: tarfile.TarFile) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo]]:
     """(path, entry) of the files and links that lie under the root."""
     for entry in archive:
@@ -85,17 +97,17 @@ def slices(path: Path) -> dict[PurePosixPath, Slice]:
 
 def _slices(archive: tarfile.TarFile, begin: int) -> dict[PurePosixPath, Slice]:
     found: dict[PurePosixPath, Slice] = {}
-    links: list[tuple[PurePosixPath, PurePosixPath | None]] = []
+    links: dict[PurePosixPath, PurePosixPath | None] = {}
     for name, entry in files(archive):
         archive.members.clear()  # type: ignore[attr-defined]  # none of millions is asked for again
         if not entry.isfile():
-            links.append((name, link_target(entry)))
+            links[name] = link_target(entry)
         elif name.suffix == '.tar':
             with tarfile.open(fileobj=archive.extractfile(entry), mode='r:', tarinfo=_Info) as inner:
                 inside = _slices(inner, begin + entry.offset_data)
             found.update((name.with_suffix('') / below, place) for below, place in inside.items())
         else:
             found[name] = Slice(begin + entry.offset_data, entry.size)
-    for name, target in links:
+    for name, target in link_targets(links).items():
         found[name] = found.get(target or name, Slice(0, 0))  # one that leads nowhere is unreadable, and named then
     return found

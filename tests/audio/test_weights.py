@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from s4nd.audio.evaluation.metrics import load_classifier
-from s4nd.audio.models import MODELS, build_model
 
 from s4nd.audio import generate, load_generator
+from s4nd.audio.evaluation.metrics import load_classifier
+from s4nd.audio.models import MODELS, build_model
 from s4nd.cli import main
 from s4nd.training.checkpoint import config_beside, find_weights, load_weights, read_metadata, stored_args
 from s4nd.training.config import load_config

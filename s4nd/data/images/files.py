@@ -26,7 +26,7 @@ from s4nd.data.folders import divide, existing, is_hidden, locate, walk
 from s4nd.data.images.resize import resize, to_bytes, to_float
 from s4nd.data.images.sets import PixelSet
 from s4nd.data.labeled import DataError, ExampleError
-from s4nd.data.tars import LARGEST_FILE, files, link_target, open_tar
+from s4nd.data.tars import LARGEST_FILE, files, link_target, link_targets, open_tar
 from s4nd.files import alone, write_atomically
 from s4nd.progress import progress
 
@@ -98,11 +98,7 @@ def _decode_all(path: Path, source_size: int | None, max_pixels: int) -> dict[st
             skipped.append(str(name))
             continue
         images[name] = _to_square(image, source_size) if source_size is not None else image
-    for name, target in links.items():
-        seen = {name}
-        while target in links and target not in seen:
-            seen.add(target)
-            target = links[target]
+    for name, target in link_targets(links).items():
         if target in images:
             images[name] = images[target]
         else:

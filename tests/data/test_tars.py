@@ -1,0 +1,64 @@
+"""Links in archives: to files, to other links, in circles and out of the archive, in every reader."""
+
+import io
+import tarfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from s4nd.audio.data.files import unpacked
+from s4nd.data.images.files import load_class_folders
+from s4nd.data.images.options import ImageData
+from s4nd.data.images.readers import load_stream
+from s4nd.data.tars import link_targets
+
+# Name: target. 0 is a file; 3 and 4 are a circle, 5 leads into it, and 6 leads nowhere.
+LINKS = {'2': '1', '1': '0', '3': '4', '4': '3', '5': '3', '6': '7'}
+
+
+def write(path: Path, suffix: str, content: bytes, kind: bytes) -> None:
+    """A tar with two files of each of two classes, and LINKS to the first."""
+    with tarfile.open(path, 'w') as tar:
+        for name, target in LINKS.items():
+            entry = tarfile.TarInfo(f'a/{name}{suffix}')
+            entry.type, entry.linkname = kind, f'{"a/" if kind == tarfile.LNKTYPE else ""}{target}{suffix}'
+            tar.addfile(entry)
+        for name in ('a/0', 'a/8', 'b/0', 'b/8'):
+            entry = tarfile.TarInfo(f'{name}{suffix}')
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+
+def picture() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(file, 'PNG')
+    return file.getvalue()
+
+
+def test_links_are_followed_to_their_end() -> None:
+    links = {PurePosixPath(name): PurePosixPath(target) for name, target in LINKS.items()}
+    found = link_targets({**links, PurePosixPath('9'): None})
+    assert {name.name: target and target.name for name, target in found.items()} == {
+        '1': '0', '2': '0', '3': None, '4': None, '5': None, '6': '7', '9': None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_to_links_in_every_reader(tmp_path: Path, kind: bytes) -> None:
+    write(tmp_path / 'p.tar', '.png', picture(), kind)
+    lost = [f'a/{name}.png' for name in ('3', '4', '5', '6')]
+    train = load_class_folders(str(tmp_path / 'p.tar'), None, None)['train']
+    assert train.labels.tolist() == [0] * 4 + [1] * 2 and list(train.skipped) == lost
+    streamed, _ = load_stream(ImageData(kind='folder', root=str(tmp_path / 'p.tar')))
+    assert sum(len(labels) for _, labels in streamed.eval_batches(8, 1.0, 4, 0)) == 6
+    assert [text.partition(':')[0] for text in streamed.skipped] == lost
+    sound = io.BytesIO()
+    soundfile.write(sound, np.zeros(20), 8000, format='WAV')
+    write(tmp_path / 's.tar', '.wav', sound.getvalue(), kind)
+    with pytest.warns(UserWarning, match='is a link to no sound') as warned:
+        folder = unpacked(tmp_path / 's.tar', tmp_path / 'cache')
+    assert len(warned) == 4
+    assert sorted(path.name for path in (folder / 'a').iterdir()) == ['0.wav', '1.wav', '2.wav', '8.wav']
