@@ -11,17 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s4nd.diffusion import Diffusion
 from s4nd.models.sequence import padding_of
-from s4nd.options import ConfigError, nearest, option, section
+from s4nd.options import ConfigError, named_model, option, section
 from s4nd.seeds import generator
 from s4nd.tasks.base import Axis, Chosen, Task
 from s4nd.tasks.classification import score
-from s4nd.tasks.sharing import gathered, shared, zeros
+from s4nd.tasks.sharing import evenly, mean_loss
 from s4nd.tasks.timm_models import is_ours, make_timm_model
 from s4nd.training.config import EvalConfig, RunConfig
 
@@ -122,11 +121,9 @@ class AudioTask(Task):
 
     def eval_batches(self, clips: Clips) -> Chosen:
         """Return batches to evaluate on: all clips in order, or `eval.limit` of them, evenly spaced."""
-        count = min(len(clips), self.config.eval.limit or len(clips))
-        numbers = torch.tensor([i * len(clips) // count for i in range(count)])
         pairs = Labeled(clips)
         return Chosen(
-            numbers.split(self.config.data.batch_size),
+            evenly(len(clips), self.config.eval.limit).split(self.config.data.batch_size),
             lambda chosen: self._collate([pairs[number] for number in chosen.tolist()]),
             even=False,
         )
@@ -160,16 +157,10 @@ class GenerativeTask(AudioTask):
 
     def mean_loss(self, model: nn.Module, device: torch.device | str, part: str) -> float:
         """Average the loss over what `count` counts; what is drawn is the same at every call, in any process."""
-        batches, sums = self.eval_batches(self.parts[part]), zeros(2, device)
-        numbered = Chosen(batches.chosen, lambda chosen: (chosen, batches.make(chosen)), even=False)
-        for (chosen, batch), counts in shared(numbered, f'evaluation on {part}'):
-            random = generator(self.config.seed, int(chosen[0]))
-            loss = self.loss(model, send_to_device(batch, device), random)
-            if counts:
-                sums[0] += loss * self.count(batch)
-                sums[1] += self.count(batch)
-        total, count = gathered(sums)
-        return total / count
+        return mean_loss(
+            self.eval_batches(self.parts[part]), lambda batch, random: self.loss(model, batch, random), self.count,
+            device, self.config.seed, f'evaluation on {part}',
+        )  # fmt: skip
 
     def count(self, batch: Batch) -> int:
         """Count what the loss of a batch averages over, such as its clips."""
@@ -337,5 +328,5 @@ def build(config: AudioConfig) -> tuple[nn.Module, AudioTask]:
 
 def _check_name(name: str) -> None:
     """Raise ConfigError unless `name` is a model of this package or of s4nd."""
-    if name not in MODELS and not (is_ours(name)):
-        raise ConfigError(f"model.name: unknown audio model '{name}'{nearest(name, list(MODELS))}")
+    if not is_ours(name):
+        named_model(MODELS, name, 'model of sound')

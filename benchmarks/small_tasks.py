@@ -15,7 +15,7 @@ from audio.tasks import AudioConfig, ClassificationTask
 from s4nd.data import Splits, load_images
 from s4nd.data.images.options import ImageData
 from s4nd.seeds import generator
-from s4nd.tasks import Strided, Task
+from s4nd.tasks import Chosen, Task
 from s4nd.tasks.images import ImageConfig, ImageEval, ImageTask
 from s4nd.training.config import ModelConfig, RunConfig
 
@@ -72,9 +72,10 @@ class DelayTask(Task):
     def make_model(self, args: Mapping[str, Any]) -> nn.Module:
         return LineModel(SAMPLES, None, 1, **args)
 
-    def train_batches(self, epoch: int) -> Strided:
+    def train_batches(self, epoch: int) -> Chosen:
         """Fifty batches of coefficients (B, CYCLES, 2)."""
-        return Strided(self._draw(50, epoch))
+        waves = self._draw(50, epoch)
+        return Chosen(torch.arange(len(waves)).unbind(), lambda number: waves[number])
 
     def _draw(self, count: int, epoch: int) -> list[Tensor]:
         random = generator(self.config.seed, epoch)

@@ -32,9 +32,7 @@ KINDS = ('folder', 'digits', 'sc09', 'speech_commands', 'plucked')
 class AudioData:
     """Waveforms cut into clips of `clip_samples`, quantized to 2**`bits` values where codes are learned."""
 
-    kind: str = option(
-        'folder', 'where the recordings come from', choices=('folder', 'digits', 'sc09', 'speech_commands', 'plucked')
-    )
+    kind: str = option('folder', 'where the recordings come from', choices=KINDS)
     root: str | None = option(
         None, 'folder or tar of recordings; sc09, speech_commands: where Speech Commands is, or is to be'
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from s4nd.options import ConfigError, built, nearest
+from s4nd.options import ConfigError, built, named_model, nearest
 
 from .classifier import WaveClassifier
 from .denoiser import DiffusionSaShiMi
@@ -34,9 +34,7 @@ def build_model(name: str, args: Mapping[str, Any], bits: int = 8) -> nn.Module:
     Raises:
         ConfigError: for an unknown name or keyword, naming the nearest right one, and a missing or unfit value.
     """
-    if name not in MODELS:
-        raise ConfigError(f"model.name: unknown audio model '{name}'{nearest(name, list(MODELS))}")
-    cls: Any = MODELS[name]
+    cls: Any = named_model(MODELS, name, 'model of sound')
     parameters = inspect.signature(cls).parameters.values()
     known = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ('bits', 'device', 'dtype')}
     flat = any(p.kind is p.VAR_KEYWORD for p in parameters)  # the class checks further keywords itself

@@ -71,7 +71,7 @@ def link_targets(links: Mapping[PurePosixPath, PurePosixPath | None]) -> dict[Pu
     found: dict[PurePosixPath, PurePosixPath | None] = {}
     for name, target in links.items():
         seen = {name}
-        while target in links and target not in seen:
+        while target is not None and target in links and target not in seen:
             seen.add(target)
             target = links[target]
         found[name] = None if target in seen else target

@@ -62,8 +62,8 @@ class EMAKernel(RecurrentKernel):
 
     def taps(self, length: int, step: float) -> Tensor:
         """See `Kernel.taps`."""
-        log_q, weight = self._discretize(self._log_q() * step)
-        return self._decays(self._readout() * weight, log_q, length)
+        log_q = self._log_q() * step
+        return self._decays(self._readout() * self._weight(log_q), log_q, length)
 
     def _decays(self, weight: Tensor, log_q: Tensor, length: int) -> Tensor:
         """Σ_n w_n q_nˡ for l = 0 … length - 1: w (c, H, N), log q (H, N) -> (c, H, length)."""
@@ -78,13 +78,14 @@ class EMAKernel(RecurrentKernel):
 
     def discretized(self, step: float) -> list[Tensor]:
         """Decay, input weight and readout."""
-        log_q, weight = self._discretize(self._log_q() * step)
-        return [log_q.exp(), weight, self._readout()]
+        log_q = self._log_q() * step
+        return [log_q.exp(), self._weight(log_q), self._readout()]
 
     def states(self, u: Tensor, x: Tensor, dt: Tensor) -> Tensor:
         """See `RecurrentKernel.states`; here by a scan."""
         self.refresh()
-        log_q, weight = (t.to(x.dtype) for t in self._discretize(self._log_q() * wide(dt)[..., None, None]))
+        log_q = self._log_q() * wide(dt)[..., None, None]  # (B, L, H, N)
+        log_q, weight = log_q.to(x.dtype), self._weight(log_q).to(x.dtype)
         drive = weight * u.to(x.dtype).transpose(1, 2)[..., None]  # (B, L, H, N)
         factor, drive, x = (torch.stack([t, torch.zeros_like(t)], -1) for t in (log_q.exp(), drive, x))
         return scan_from(x, factor, drive)[..., 0]
@@ -110,10 +111,9 @@ class EMAKernel(RecurrentKernel):
         """log q (H, N), float64: what the step multiplies."""
         return torch.log1p(-torch.sigmoid(wide(self.alpha)) * torch.sigmoid(wide(self.delta)))
 
-    def _discretize(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """log q·step, as it is, and the weight of an input, (H, N), float64."""
-        weight = wide(self.beta) * -torch.expm1(log_q) / torch.sigmoid(wide(self.delta))
-        return log_q, weight
+    def _weight(self, log_q: Tensor) -> Tensor:
+        """The weight of an input, float64, for log q·step (…, H, N)."""
+        return wide(self.beta) * -torch.expm1(log_q) / torch.sigmoid(wide(self.delta))
 
     def _readout(self) -> Tensor:
         return wide(self.gamma) / math.sqrt(self.d_state)

@@ -13,7 +13,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -26,7 +25,7 @@ from s4nd.training.checkpoint import CheckpointError, load_weights, read_metadat
 if TYPE_CHECKING:
     from s4nd.training.config import RunConfig
 
-__all__ = ['Axis', 'Chosen', 'Epoch', 'Resampled', 'Strided', 'Task']
+__all__ = ['Axis', 'Chosen', 'Epoch', 'Resampled', 'Task']
 
 
 @dataclass(frozen=True)
@@ -58,26 +57,6 @@ class Epoch(Protocol):
     def skip(self, count: int) -> Epoch:
         """The same batches without the first `count`."""
         ...
-
-
-class Strided:
-    """An `Epoch` of any sized iterable of batches: process `index` of `count` takes every count-th of them."""
-
-    def __init__(self, batches: Any, index: int = 0, count: int = 1, skipped: int = 0) -> None:
-        self.batches, self.index, self.count, self.skipped = batches, index, count, skipped
-
-    def __len__(self) -> int:
-        return len(self.batches) // self.count - self.skipped
-
-    def shard(self, index: int, count: int) -> Strided:
-        return Strided(self.batches, index, count)
-
-    def skip(self, count: int) -> Strided:
-        return Strided(self.batches, self.index, self.count, self.skipped + count)
-
-    def __iter__(self) -> Iterator[Any]:
-        whole = len(self.batches) // self.count * self.count
-        return islice(self.batches, self.index + self.skipped * self.count, whole, self.count)
 
 
 class Chosen:

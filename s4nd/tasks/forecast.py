@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +22,7 @@ from s4nd.options import built, named_model, option, section
 from s4nd.seeds import generator
 from s4nd.tasks.base import Chosen, Task
 from s4nd.tasks.series import imputation_loss
-from s4nd.tasks.sharing import gathered, shared, zeros
+from s4nd.tasks.sharing import evenly, mean_loss
 from s4nd.training.config import EvalConfig, RunConfig
 
 __all__ = ['ForecastConfig', 'ForecastEval', 'ForecastTask', 'crps']
@@ -104,17 +103,12 @@ class ForecastTask(Task):
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """The loss on the validation windows, with the same draws at every call."""
-        windows, sums = self.parts['val'], zeros(2, device)
-        numbers = self._numbers('val').split(self.config.data.batch_size)
-        batches = Chosen(numbers, lambda chosen: (chosen, windows.at(chosen)), even=False)
-        for (chosen, batch), counts in shared(batches, 'evaluation on val'):
-            random = generator(self.config.seed, int(chosen[0]))
-            loss = self.loss(model, send_to_device(batch, device), random)
-            if counts:
-                sums[0] += loss * len(chosen)
-                sums[1] += len(chosen)
-        total, count = gathered(sums)
-        return {'val_loss': total / count}
+        batches = Chosen(self._numbers('val').split(self.config.data.batch_size), self.parts['val'].at, even=False)
+        found = mean_loss(
+            batches, lambda batch, random: self.loss(model, batch, random), lambda batch: len(batch[0]), device,
+            self.config.seed, 'evaluation on val',
+        )  # fmt: skip
+        return {'val_loss': found}
 
     @torch.no_grad()
     def evaluate_at(self, model: nn.Module, device: torch.device, points: Sequence[str]) -> dict[str, float]:
@@ -143,8 +137,7 @@ class ForecastTask(Task):
         if name == 'seasonal':
             return seasonal_naive(past, data.horizon, data.period)
         if name == 'linear':
-            count = len(self.parts['train'])
-            fitted = fit_linear(*self._window('train', _spread(count, min(count, _FITTED))))
+            fitted = fit_linear(*self._window('train', evenly(len(self.parts['train']), _FITTED)))
             rows = F.pad(past.double().transpose(1, 2), (0, 1), value=1.0)
             return (rows @ fitted).transpose(1, 2).float()
         batches = numbers.split(self.config.data.batch_size)
@@ -155,8 +148,7 @@ class ForecastTask(Task):
         if self._is_drawn(model, name):
             return self._imputed(model, device, numbers)
         center = self.forecast(model, device, 'test', numbers, name)
-        count = len(self.parts['val'])
-        known = _spread(count, min(count, _ERRORS))
+        known = evenly(len(self.parts['val']), _ERRORS)
         errors = self._window('val', known)[1] - self.forecast(model, device, 'val', known, name)  # (S, H, K)
         return center + errors[:, None]
 
@@ -165,7 +157,7 @@ class ForecastTask(Task):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        numbers = _spread(len(self.parts['test']), min(3, len(self.parts['test'])))
+        numbers = evenly(len(self.parts['test']), 3)
         past, wanted = self._window('test', numbers)
         draws = self.draws(model, device, numbers)[..., 0]
         low, middle, high = draws.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=0)
@@ -200,8 +192,7 @@ class ForecastTask(Task):
 
     def _numbers(self, part: str) -> Tensor:
         """The windows to measure on: `eval.limit` of them, evenly spaced."""
-        count = len(self.parts[part])
-        return _spread(count, min(count, self.config.eval.limit or count))
+        return evenly(len(self.parts[part]), self.config.eval.limit)
 
 
 def crps(draws: Tensor, wanted: Tensor) -> Tensor:
@@ -214,8 +205,3 @@ def crps(draws: Tensor, wanted: Tensor) -> Tensor:
     ranks = (2 * torch.arange(1, count + 1, device=draws.device) - count - 1).to(draws.dtype)
     pairs = torch.einsum('s,s...->...', ranks, draws.sort(0).values) / count**2  # half the mean distance of two draws
     return (draws - wanted).abs().mean(0) - pairs
-
-
-def _spread(total: int, count: int) -> Tensor:
-    """`count` of `total` numbers, evenly spaced."""
-    return torch.arange(count) * total // count

@@ -22,7 +22,7 @@ from s4nd.models.sequence import SequenceModel
 from s4nd.options import ConfigError, built, named_model, option, section
 from s4nd.seeds import generator
 from s4nd.tasks.base import Chosen, Task
-from s4nd.tasks.sharing import gathered, shared, zeros
+from s4nd.tasks.sharing import evenly, gathered, shared, zeros
 from s4nd.training.config import RunConfig
 
 __all__ = ['SequenceBatch', 'SequenceConfig', 'SequenceTask']
@@ -156,7 +156,6 @@ class SequenceTask(Task):
         return torch.stack([error, targets.sum(), targets.square().sum(), asked.sum().float()])
 
     def _batches(self, name: str) -> Chosen:
-        part, limit = self.parts[name], self.config.eval.limit or len(self.parts[name])
-        count = min(limit, len(part))
-        chosen = torch.arange(count) * len(part) // count
+        part = self.parts[name]
+        chosen = evenly(len(part), self.config.eval.limit)
         return Chosen(chosen.split(self.config.data.batch_size), lambda rows: self.batch(part, rows), even=False)

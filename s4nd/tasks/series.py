@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from s4nd.data.series.masks import MaskDraw, parse_mask
@@ -22,7 +21,7 @@ from s4nd.models.sssd import SSSDS4, Imputer, check_series, impute
 from s4nd.options import ConfigError, built, check_keywords, named_model, option, section
 from s4nd.seeds import generator, generator_at
 from s4nd.tasks.base import Chosen, Task
-from s4nd.tasks.sharing import gathered, shared, zeros
+from s4nd.tasks.sharing import evenly, gathered, mean_loss, shared, zeros
 from s4nd.training.config import EvalConfig, RunConfig
 
 __all__ = ['SeriesConfig', 'SeriesEval', 'SeriesTask', 'imputation_loss']
@@ -119,15 +118,11 @@ class SeriesTask(Task):
 
     def _mean_loss(self, model: nn.Module, device: torch.device, part: str) -> float:
         numbers = torch.arange(len(self._limited(part))).split(self.config.data.batch_size)
-        batches = Chosen(numbers, lambda chosen: (chosen, self._masked(part, chosen)), even=False)
-        sums = zeros(2, device)
-        for (chosen, batch), counts in shared(batches, f'evaluation on {part}'):
-            loss = self.loss(model, send_to_device(batch, device), generator(self.config.seed, int(chosen[0])))
-            if counts:
-                sums[0] += loss * len(chosen)
-                sums[1] += len(chosen)
-        total, count = gathered(sums)
-        return total / count
+        batches = Chosen(numbers, lambda chosen: self._masked(part, chosen), even=False)
+        return mean_loss(
+            batches, lambda batch, random: self.loss(model, batch, random), lambda batch: len(batch[0]), device,
+            self.config.seed, f'evaluation on {part}',
+        )  # fmt: skip
 
     def _error(self, model: Any, device: torch.device, draw: MaskDraw) -> float:
         """Of the mean of `eval.samples` draws, over the hidden values that are known."""
@@ -147,10 +142,8 @@ class SeriesTask(Task):
 
     def _limited(self, part: str) -> Tensor:
         """`eval.limit` windows of a part, evenly spaced; all of the training part."""
-        values, limit = self.parts[part], self.config.eval.limit
-        if part == 'train' or limit is None or limit >= len(values):
-            return values
-        return values[[i * len(values) // limit for i in range(limit)]]
+        values = self.parts[part]
+        return values if part == 'train' else values[evenly(len(values), self.config.eval.limit)]
 
     def _masked(self, part: str, chosen: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Chosen windows of a part, and a mask that follows from the epoch and the first of them."""

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import reduce, send_to_device
 from torch import Tensor
 
 from s4nd.progress import progress
-from s4nd.tasks.base import Epoch
+from s4nd.seeds import generator
+from s4nd.tasks.base import Chosen, Epoch
 
-__all__ = ['gathered', 'shared', 'zeros']
+__all__ = ['evenly', 'gathered', 'mean_loss', 'shared', 'zeros']
+
+
+def evenly(total: int, limit: int | None) -> Tensor:
+    """The numbers of `limit` of `total` examples, evenly spaced and in order; None: of all."""
+    count = total if limit is None else min(limit, total)
+    return torch.arange(count) * total // max(1, count)
 
 
 def zeros(count: int, device: torch.device | str) -> Tensor:
@@ -40,3 +47,24 @@ def shared(batches: Epoch, text: str = 'evaluation') -> Iterator[tuple[Any, bool
     if len(own) * state.num_processes < len(batches):
         for batch in batches.shard(0, len(batches)):
             yield batch, False
+
+
+def mean_loss(
+    batches: Chosen,
+    loss: Callable[[Any, torch.Generator], Tensor],
+    count: Callable[[Any], int],
+    device: torch.device | str,
+    seed: int,
+    text: str,
+) -> float:
+    """The mean of `loss(batch, random)` over all that `count(batch)` counts, in all processes.
+
+    What is drawn follows from the seed and the first example of a batch, so that it is the same at every call.
+    """
+    numbered, sums = Chosen(batches.chosen, lambda chosen: (chosen, batches.make(chosen)), even=False), zeros(2, device)
+    for (chosen, batch), counts in shared(numbered, text):
+        found = loss(send_to_device(batch, device), generator(seed, int(chosen[0])))
+        if counts:
+            sums += torch.stack([found * count(batch), torch.full_like(found, count(batch))]).to(sums)
+    total, number = gathered(sums)
+    return total / number

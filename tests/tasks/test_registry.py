@@ -6,7 +6,7 @@ from torch import nn
 
 from s4nd.options import ConfigError
 from s4nd.seeds import derived_seed, generator
-from s4nd.tasks import Strided, Task, task_class, task_names
+from s4nd.tasks import Chosen, Task, task_class, task_names
 from s4nd.training.config import RunConfig
 
 
@@ -20,8 +20,8 @@ def test_tasks_are_found_by_name() -> None:
 
 
 @pytest.mark.parametrize('count', [1, 2, 3])
-def test_strided_batches_are_shared_evenly(count: int) -> None:
-    whole = Strided(list(range(7)))
+def test_batches_of_an_epoch_are_shared_evenly(count: int) -> None:
+    whole = Chosen(torch.arange(7).unbind(), int)
     shares = [list(whole.shard(index, count)) for index in range(count)]
     assert [len(share) for share in shares] == [7 // count] * count
     assert [len(whole.shard(index, count)) for index in range(count)] == [7 // count] * count
@@ -39,8 +39,8 @@ def test_a_task_without_axes_is_measured_as_it_is_watched() -> None:
         def make_model(self, args: dict) -> nn.Module:
             return nn.Linear(**args)
 
-        def train_batches(self, epoch: int) -> Strided:
-            return Strided([])
+        def train_batches(self, epoch: int) -> Chosen:
+            return Chosen([], lambda chosen: chosen)
 
         def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
             return model(batch).mean()
