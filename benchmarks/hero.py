@@ -7,21 +7,15 @@ A model is a run, a file of weights or the name of weights that ship. The defaul
 weights do not ship. No input is resized: each model runs at the size of the picture. Prints what the picture shows.
 """
 
-import json
 import sys
 from pathlib import Path
 
-import torch
 from common import options
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
-from timm.data.transforms_factory import create_transform
-from torch import nn
 
 from s4nd.data.synthetic.drawings import draw
-from s4nd.models import load_checkpoint
-from s4nd.training.checkpoint import find_weights, read_metadata
+from s4nd.models import class_names, load_checkpoint, probabilities
 from s4nd.weights import shipped_file
 
 DEFAULTS = {
@@ -34,15 +28,6 @@ DEFAULTS = {
 INK, RIGHT, WRONG = '#80808a', '#2f8fd0', '#d9752b'  # legible on light and dark pages, and without red and green
 
 
-@torch.no_grad()
-def predict(model: nn.Module, classes: list[str], picture: Image.Image) -> tuple[str, float]:
-    """The most probable class of a picture at its own size, and its probability."""
-    cfg = model.pretrained_cfg
-    transform = create_transform((3, *picture.size), mean=cfg['mean'], std=cfg['std'], crop_pct=1.0)
-    probability, label = model(transform(picture)[None]).softmax(-1)[0].max(0)
-    return classes[label], float(probability)
-
-
 def main(given: dict[str, str]) -> None:
     """Predict, print and draw."""
     names = {'S4ND': given['s4nd'], 'convolution': given['convolution']}
@@ -52,8 +37,9 @@ def main(given: dict[str, str]) -> None:
     pictures = [draw(given['scene'], size) for size in sizes]
     found = {}
     for label, name in names.items():
-        model, classes = load_checkpoint(name), json.loads(read_metadata(find_weights(name))['classes'])
-        found[label] = [predict(model, classes, picture) for picture in pictures]
+        model, classes = load_checkpoint(name), class_names(name)
+        best = [probabilities(model, picture).max(0) for picture in pictures]
+        found[label] = [(classes[number], float(probability)) for probability, number in best]
         print(f'{label:<12}', *(f'{s}×{s}: {c} {100 * p:.0f} %' for s, (c, p) in zip(sizes, found[label], strict=True)))
     figure = Figure(figsize=(2.3 * len(sizes), 2.6 + 0.28 * len(names)), layout='constrained')
     FigureCanvasAgg(figure)

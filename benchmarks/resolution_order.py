@@ -8,13 +8,18 @@ middle half of the axis, float64, mean over seeds. `order` is the log-log slope 
 last two: -1 halves the change at twice the samples.
 
 Layers are S4ND with its three cells; models are `s4nd_isotropic_mini` in two dimensions over signals that vary along
-both axes, whose logits are compared (sizes above 64 are left out). Both were built for the smallest size.
+both axes, whose logits are compared (sizes above 64 are left out). Both were built for the smallest size. A filtered
+GELU is computed at twice the size, between Fourier interpolations that continue the maps periodically or mirrored.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
+from unittest.mock import patch
 
 import timm
 import torch
+import torch.nn.functional as F
 from common import options, save, setup, table
 from torch import Tensor
 
@@ -43,16 +48,44 @@ def layer_changes(cell: str, bandlimit: float | None, sizes: list[int], seed: in
     return changes
 
 
-def model_changes(bandlimit: float | None, sizes: list[int], seed: int) -> list[float]:
+def model_changes(gelu: str, bandlimit: float | None, sizes: list[int], seed: int) -> list[float]:
     torch.manual_seed(seed)
     args = {'dim': 16, 'depths': [1, 1, 1], 'd_state': 16, 'bandlimit': bandlimit}
     model = timm.create_model('s4nd_isotropic_mini', img_size=sizes[0], **args).double().eval()
 
     def logits(size: int) -> Tensor:
-        return model(signal(seed, 3, size)[..., None] * signal(seed + 1, 3, size)[..., None, :])
+        with patch.object(F, 'gelu', GELUS[gelu]):
+            return model(signal(seed, 3, size)[..., None] * signal(seed + 1, 3, size)[..., None, :])
 
     fine = logits(2 * sizes[-1])
     return [((logits(size) - fine).norm() / fine.norm()).item() for size in sizes]
+
+
+def interpolated(x: Tensor, height: int, width: int) -> Tensor:
+    """Maps (…, H, W) at (…, height, width), both even, by their Fourier coefficients below the Nyquist limits."""
+    spectrum = torch.fft.rfft2(x)
+    rows, columns = min(x.shape[-2], height) // 2, min(x.shape[-1], width) // 2
+    other = spectrum.new_zeros(*x.shape[:-2], height, width // 2 + 1)
+    other[..., :rows, :columns] = spectrum[..., :rows, :columns]
+    other[..., 1 - rows :, :columns] = spectrum[..., 1 - rows :, :columns]
+    return torch.fft.irfft2(other, s=(height, width)) * (height * width / (x.shape[-2] * x.shape[-1]))
+
+
+def filtered_gelu(x: Tensor, mirrored: bool, gelu: Callable[[Tensor], Tensor] = F.gelu) -> Tensor:
+    """GELU of maps (B, C, H, W) at twice the size, without what the smaller one cannot hold."""
+    height, width = x.shape[-2:]
+    if mirrored:
+        x = torch.cat([x, x.flip(-1)], -1)
+        x = torch.cat([x, x.flip(-2)], -2)
+    rows, columns = x.shape[-2:]
+    return interpolated(gelu(interpolated(x, 2 * rows, 2 * columns)), rows, columns)[..., :height, :width]
+
+
+GELUS = {
+    'plain': F.gelu,
+    'filtered, periodic': partial(filtered_gelu, mirrored=False),
+    'filtered, mirrored': partial(filtered_gelu, mirrored=True),
+}
 
 
 def slope(sizes: list[int], changes: list[float]) -> float:
@@ -67,15 +100,14 @@ def main(chosen: dict[str, str]) -> None:
     sizes = [int(size) for size in chosen['sizes'].split(',')]
     seeds = [int(seed) for seed in chosen['seeds'].split(',')]
     kinds = [('layer', cell, limit) for cell in ('input', 'training', 'published') for limit in (0.5, 1.0)]
+    kinds += [('model', gelu, limit) for gelu in GELUS for limit in (0.5, 1.0)]
     rows = []
-    for what, cell, limit in [*kinds, ('model', 'training', 0.5), ('model', 'training', 1.0)]:
+    for what, variant, limit in kinds:
         used = sizes if what == 'layer' else [size for size in sizes if size <= 64]
-        found = [
-            layer_changes(cell, limit, used, seed) if what == 'layer' else model_changes(limit, used, seed)
-            for seed in seeds
-        ]
+        measure = layer_changes if what == 'layer' else model_changes
+        found = [measure(variant, limit, used, seed) for seed in seeds]
         means = [sum(values) / len(values) for values in zip(*found, strict=True)]
-        row = {'what': what, 'cell': cell, 'bandlimit': limit}
+        row = {'what': what, 'cell or GELU': variant, 'bandlimit': limit}
         row |= {str(size): f'{100 * m:.3g} %' for size, m in zip(used, means, strict=True)}
         row |= {str(size): '' for size in sizes if size not in used}
         rows.append(row | {'order': slope(used, means), 'last': slope(used[-2:], means[-2:])})

@@ -12,12 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torch import nn
 
 from s4nd.audio.evaluation.page import Clip, page
@@ -25,11 +21,12 @@ from s4nd.audio.generation import generate, load_generator
 from s4nd.audio.io import write_audio, write_spectrogram
 from s4nd.data.synthetic.drawings import DRAWINGS, draw
 from s4nd.files import write_atomically
+from s4nd.models import class_names, load_checkpoint, probabilities
 from s4nd.options import option
 from s4nd.words import parse_words
 
 SIZES = (8, 16, 32, 64)
-CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+MODEL = 's4nd_isotropic_mini.cifar10'
 INTRO = """<p>One set of weights, trained at sizes from 8 to 16 pixels per side, reads the same drawing at four sizes.
 The model has {parameters:.2f} M parameters. Below each picture: the most probable class of ten and its probability.</p>
 <img alt="predictions at four sizes" src="data:image/png;base64,{picture}">
@@ -45,17 +42,9 @@ class Options:
     seed: int = option(0, 'of the sound')
 
 
-@torch.no_grad()
-def predict(model: nn.Module, picture: Image.Image) -> tuple[str, float]:
-    """The most probable class of a picture at its own size, and its probability."""
-    cfg = model.pretrained_cfg
-    transform = create_transform((3, *picture.size), mean=cfg['mean'], std=cfg['std'], crop_pct=1.0)
-    probability, label = model(transform(picture)[None]).softmax(-1)[0].max(0)
-    return CLASSES[label], float(probability)
-
-
 def predictions(model: nn.Module, out: Path) -> bytes:
     """Draw every scene at every size with its prediction, write the picture, print the table; return the PNG."""
+    classes = class_names(MODEL)
     figure = Figure(figsize=(2.2 * len(SIZES), 2.5 * len(DRAWINGS)), layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(DRAWINGS), len(SIZES))
@@ -63,7 +52,8 @@ def predictions(model: nn.Module, out: Path) -> bytes:
         found = []
         for place, size in zip(row, SIZES, strict=True):
             picture = draw(name, size)
-            label, probability = predict(model, picture)
+            probability, number = probabilities(model, picture).max(0)
+            label = classes[number]
             found.append(f'{size}×{size}: {label} {100 * probability:.0f} %')
             place.imshow(picture, interpolation='nearest')
             place.set(xticks=[], yticks=[], title=f'{size} × {size} pixels' if name == next(iter(DRAWINGS)) else '')
@@ -78,7 +68,7 @@ def predictions(model: nn.Module, out: Path) -> bytes:
 def main(options: Options) -> None:
     """Run both models and write the page."""
     out, start = Path(options.out), time.perf_counter()
-    images = timm.create_model('s4nd_isotropic_mini.cifar10', pretrained=True).eval()
+    images = load_checkpoint(MODEL)
     picture = predictions(images, out)
     piano = load_generator('sashimi.piano')
     wave = generate(piano, seconds=options.seconds, seed=options.seed, temperature=0.9)[0]

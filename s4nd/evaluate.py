@@ -3,9 +3,9 @@
 s4nd evaluate checkpoint=out/my_run sizes=[8,16,32,24x40] data.root=/path/to/cifar10
 
 `checkpoint` is a weights file of `s4nd train`, the folder of a run (its best weights, else the last), or the name of
-weights that ship (s4nd list weights). Options of the
-section `eval` need no prefix: `sizes`, `frame_rates`, `sample_rates`, `limit`, `resample`. Every other word is an
-option of the run's configuration, such as device=cpu or out=FOLDER.
+weights that ship, which `s4nd list` shows. Options of the section `eval` need no prefix: `sizes`, `frame_rates`,
+`sample_rates`, `limit`, `resample`. Every other word is an option of the run's configuration, such as device=cpu or
+out=FOLDER.
 
 With resample=true each point has a second row: the input is brought to the training point first, the model runs there,
 and the time includes both.

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ['alone', 'clear_temporaries', 'try_folder', 'write_atomically']
+__all__ = ['clear_temporaries', 'locked', 'try_folder', 'write_atomically']
 
 _CHUNK = 1 << 24  # bytes appended to find out why a writer failed
 _TEMPORARY = re.compile(r'\..*\.([\w-]+)\.(\d+)\.tmp')  # .<stem>.<host>.<process>.tmp<suffix>
@@ -56,7 +56,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any], keep: str |
 
 
 @contextmanager
-def alone(path: str | Path) -> Iterator[None]:
+def locked(path: str | Path) -> Iterator[None]:
     """Within it, no other process on this machine is within it for the same path: one makes `path`, the others wait.
 
     The claim ends with the process, however it ends. A disk without locks lets all of them in.

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from s4nd import evaluate, save_for_hf, train
 from s4nd.models import load_checkpoint
-from s4nd.tasks.series import SeriesConfig, SeriesTask
+from s4nd.tasks import make_task
 from s4nd.training.checkpoint import CheckpointError, read_metadata
-from s4nd.training.config import ConfigError
+from s4nd.training.config import ConfigError, load_config
 from tests.data.clips.test_named import write_fashion
 
 CONFIG = """
@@ -65,9 +65,11 @@ def test_the_resized_baseline_has_metrics_and_times_beside_the_direct_ones(
     assert 'run, resampled' in capsys.readouterr().out
 
 
-def test_a_task_without_sizes_or_rates_has_no_resized_baseline() -> None:
-    with pytest.raises(ConfigError, match=r'eval\.resample: inputs of task=series'):
-        SeriesTask(SeriesConfig(), {'train': torch.zeros(1, 1, 4)}).resample(torch.zeros(1, 1, 4))
+@pytest.mark.parametrize('words', [['series/delay'], ['demo/sashimi'], ['demo/shapes_s4nd', 'data.sequence=true']])
+def test_a_task_without_sizes_or_rates_has_no_resized_baseline(words: list[str]) -> None:
+    config = load_config(train.find_config(words[0]), [*words[1:], 'eval.resample=true'])
+    with pytest.raises(ConfigError, match=r'eval\.resample=true needs inputs with a size or a rate'):
+        make_task(config)
 
 
 def test_weights_alone_need_only_be_told_the_images(trained: Path, tmp_path: Path) -> None:

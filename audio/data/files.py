@@ -22,7 +22,7 @@ import numpy as np
 from s4nd.data.folders import is_hidden, walk
 from s4nd.data.tars import files as tar_files
 from s4nd.data.tars import link_target, link_targets, open_tar
-from s4nd.files import alone
+from s4nd.files import locked
 from s4nd.progress import progress
 
 from ..io import SUFFIXES, audio_info, examine_audio, resample_file
@@ -113,7 +113,7 @@ def at_rate(files: list[AudioFile], sample_rate: int, cache: str | Path) -> list
             if file.sample_rate != sample_rate or not file.seekable}  # fmt: skip
     missing = [(file, sound) for file, sound in made.items() if not sound.is_file()]
     for file, sound in progress(missing, f'resampling to {sample_rate} Hz', 'files', len(missing)):
-        with alone(sound):
+        with locked(sound):
             if not sound.is_file():
                 resample_file(file.path, sound, sample_rate)
     return [
@@ -198,7 +198,7 @@ def speech_commands_files(
     found: dict[str, list[Path]] = {}
     for part, subset in zip(PARTS, ('training', 'validation', 'testing'), strict=True):
         try:
-            with alone(root / 'SpeechCommands') if download else nullcontext():
+            with locked(root / 'SpeechCommands') if download else nullcontext():
                 commands = SPEECHCOMMANDS(root, download=download, subset=subset)
         except FileNotFoundError as error:
             raise ValueError(f'{root}: Speech Commands is incomplete there ({error})') from error
@@ -222,7 +222,7 @@ def unpacked(archive: str | Path, cache: str | Path) -> Path:
     archive, cache = Path(archive), Path(cache).expanduser()
     folder = _cached(archive, cache, '')
     if not folder.is_dir():
-        with alone(folder):
+        with locked(folder):
             if not folder.is_dir():
                 _unpack_all(archive, folder)
     # The lists of a split lie beside the class folders, below any leading folder.

@@ -9,22 +9,18 @@ listen.
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 
 from s4nd.audio import Generator, generate, load_generator
 from s4nd.audio.io import resample
 from s4nd.data.synthetic.drawings import draw
-from s4nd.models import is_ours
-from s4nd.training.checkpoint import find_weights, read_metadata
+from s4nd.models import class_names, is_ours, load_checkpoint, probabilities
 from s4nd.weights import shipped_names
 
 SIZES = (8, 12, 16, 24, 32, 48, 64)
@@ -43,28 +39,25 @@ def sound_models() -> list[str]:
 @cache
 def classifier(name: str) -> tuple[torch.nn.Module, list[str]]:
     """A model and its classes."""
-    model = timm.create_model(name, pretrained=True).eval()
-    return model, json.loads(read_metadata(find_weights(name))['classes'])
+    return load_checkpoint(name), class_names(name)
 
 
-@torch.no_grad()
 def sweep(name: str, picture: Image.Image) -> tuple[list[Image.Image], Figure]:
     """What the model sees at each size, and the probabilities of the most probable classes against the size."""
     model, classes = classifier(name)
-    cfg, seen, rows = model.pretrained_cfg, [], []
+    seen, rows = [], []
     square = min(picture.size)
     left, top = (picture.width - square) // 2, (picture.height - square) // 2
     picture = picture.convert('RGB').crop((left, top, left + square, top + square))
     for size in SIZES:
         small = picture.resize((size, size), Image.Resampling.BOX if size < square else Image.Resampling.BICUBIC)
-        transform = create_transform((3, size, size), mean=cfg['mean'], std=cfg['std'], crop_pct=1.0)
-        rows.append(model(transform(small)[None]).softmax(-1)[0])
+        rows.append(probabilities(model, small))
         seen.append(small.resize((256, 256), Image.Resampling.NEAREST))
-    probabilities = 100 * torch.stack(rows)
+    percent = 100 * torch.stack(rows)
     figure = Figure(figsize=(6, 3.2), layout='constrained')
     axes = figure.subplots()
-    for label in probabilities.max(0).values.argsort(descending=True)[:4].tolist():
-        axes.plot(SIZES, probabilities[:, label], marker='o', label=classes[label])
+    for label in percent.max(0).values.argsort(descending=True)[:4].tolist():
+        axes.plot(SIZES, percent[:, label], marker='o', label=classes[label])
     axes.set_xscale('log', base=2)
     axes.set_xticks(SIZES, [str(size) for size in SIZES])
     axes.minorticks_off()

@@ -4,15 +4,17 @@ from timm.models import register_notrace_module
 
 from s4nd.layers import S4, S4ND, CKConv
 from s4nd.models import ccnn, s4nd_convnext, s4nd_isotropic, s4nd_vit, vis4mer
-from s4nd.models._load import is_ours, load_checkpoint
+from s4nd.models._load import class_names, is_ours, load_checkpoint, probabilities
 from s4nd.models._mixers import ClipS4ND
 from s4nd.models.inflate import inflate
 
 __all__ = [
     'ccnn',
+    'class_names',
     'inflate',
     'is_ours',
     'load_checkpoint',
+    'probabilities',
     's4nd_convnext',
     's4nd_isotropic',
     's4nd_vit',

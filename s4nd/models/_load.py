@@ -1,11 +1,15 @@
-"""An image model from a checkpoint of `train.py`."""
+"""An image model from a checkpoint, and what it makes of a picture."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from PIL import Image
 from timm.models import get_deprecated_models
-from torch import nn
+from torch import Tensor, nn
+from torchvision.transforms.functional import normalize, to_tensor
 
 from s4nd.training.checkpoint import UNNAMED, CheckpointError, find_weights, load_weights, read_metadata, stored_args
 
@@ -40,6 +44,19 @@ def load_checkpoint(path: str | Path) -> nn.Module:
     model = _build(path, name, stored_args(path, metadata))
     load_weights(path, model, name)
     return model.eval()
+
+
+def class_names(path: str | Path) -> list[str]:
+    """Read the names of the classes of a checkpoint, [] where it has none. Raises as `load_checkpoint`."""
+    return json.loads(read_metadata(find_weights(path)).get('classes', '[]'))
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, picture: Image.Image) -> Tensor:
+    """Compute the probability of each class, (K,), for a picture at its own size."""
+    cfg: Any = model.pretrained_cfg
+    x = normalize(to_tensor(picture.convert('RGB')), cfg['mean'], cfg['std'])
+    return model.eval()(x[None]).softmax(-1)[0]
 
 
 def _build(path: Path, name: str, args: dict[str, Any]) -> nn.Module:

@@ -197,6 +197,11 @@ class Task(ABC):
         return {}
 
     @property
+    def resamples(self) -> bool:
+        """Whether inputs at any point can be brought to the training point."""
+        return bool(self.axes)
+
+    @property
     def metadata(self) -> dict[str, str]:
         """What is stored beside the weights: how to build the model, where it was trained, what its outputs mean."""
         return {'args': json.dumps(self.model_args), **{name: axis.trained for name, axis in self.axes.items()}}
@@ -230,12 +235,8 @@ class Task(ABC):
         return model(inputs)
 
     def resample(self, inputs: Tensor) -> Tensor:
-        """What the model is given, at any point, brought to the training point.
-
-        Raises:
-            ConfigError: inputs of this task cannot be resampled.
-        """
-        raise ConfigError(f'eval.resample: inputs of task={self.config.task} have no size or rate to be brought to')
+        """What the model is given, at any point, brought to the training point; asked for where `resamples`."""
+        raise NotImplementedError
 
 
 class Resampled(nn.Module):

@@ -144,9 +144,11 @@ class ImageTask(LabeledTask[ImageSet | StreamSet]):
 
     def resample(self, inputs: Tensor) -> Tensor:
         """Images (B, C, H, W) at the training size: area averages of larger ones, bicubic for smaller ones."""
-        if self.config.data.sequence:
-            raise ConfigError('eval.resample: images read as sequences (data.sequence=true) cannot be resized')
         return resize(inputs, self.size)
+
+    @property
+    def resamples(self) -> bool:
+        return not self.config.data.sequence
 
     def train_batches(self, epoch: int) -> ShownBatches:
         data = self.config.data

@@ -50,5 +50,12 @@ def task_class(name: str) -> type[Task]:
 
 
 def make_task(config: RunConfig) -> Task:
-    """Read the data that a resolved configuration describes and return the task."""
-    return task_class(config.task).from_config(config)
+    """Read the data that a resolved configuration describes and return the task.
+
+    Raises:
+        ConfigError: options or data that cannot be used.
+    """
+    task = task_class(config.task).from_config(config)
+    if config.eval.resample and not task.resamples:
+        raise ConfigError('eval.resample=true needs inputs with a size or a rate that can change: images, video, sound')
+    return task

@@ -1,6 +1,6 @@
 """Damaged files of every medium: each is read, or refused in one line; nothing hangs, swells or is lost in silence.
 
-    python -m tests.reliability.fuzz [count=1000] [seed=0] [media=images,tars,sound,video,weights,states,configurations]
+    python -m tests.reliability.fuzz [count=1000] [seed=0] [media=images,tars,… (all of MEDIA)]
 
 A whole file is cut, overwritten, spliced or given extreme numbers at random places. A reader fails that raises anything
 but its own error, takes 10 seconds, brings the process above 1 GB, or has fewer examples than the archive without
@@ -37,6 +37,8 @@ from audio.io import read_audio
 from s4nd.data import ClipError, ClipGrid, DataError, read_clip
 from s4nd.data.clips.files import has_decoder
 from s4nd.data.images.files import ImageError, decode, load_class_folders
+from s4nd.data.images.options import ImageData
+from s4nd.data.images.readers import load_stream
 from s4nd.training.checkpoint import CheckpointError, load_state, load_weights, save_state, save_weights, stored_args
 from s4nd.training.config import ConfigError, load_config
 
@@ -99,19 +101,25 @@ def images(folder: Path) -> tuple[list[bytes], Reader]:
     return wholes, read
 
 
+_PICTURES = [f'{split}/{label}/{index}.png' for split in ('train', 'test') for label in 'ab' for index in (1, 2)]
+
+
+def _tar(mode: str, labels: bool = False) -> bytes:
+    """A tar of _PICTURES, with a .cls file beside each where there are `labels`."""
+    picture, file = io.BytesIO(), io.BytesIO()
+    _picture((4, 4)).save(picture, 'PNG')
+    with tarfile.open(fileobj=file, mode=mode) as tar:
+        for name in _PICTURES:
+            label = {name.replace('.png', '.cls'): name.split('/')[1].encode()} if labels else {}
+            for path, content in {name: picture.getvalue(), **label}.items():
+                entry = tarfile.TarInfo(path)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
 def tars(folder: Path) -> tuple[list[bytes], Reader]:
-    pictures = [f'{split}/{label}/{index}.png' for split in ('train', 'test') for label in 'ab' for index in (1, 2)]
-    wholes = []
-    for mode in ('w', 'w:gz', 'w:xz'):
-        file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode=mode) as tar:
-            for name in pictures:
-                content = io.BytesIO()
-                _picture((4, 4)).save(content, 'PNG')
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content.getvalue())
-                tar.addfile(entry, io.BytesIO(content.getvalue()))
-        wholes.append(file.getvalue())
+    wholes = [_tar(mode) for mode in ('w', 'w:gz', 'w:xz')]
 
     def read(data: bytes) -> str:
         (folder / 'a.tar').write_bytes(data)
@@ -120,10 +128,32 @@ def tars(folder: Path) -> tuple[list[bytes], Reader]:
         except DataError:
             return 'refused'
         found = sum(len(part.labels) for part in sets.values()) + len(next(iter(sets.values())).skipped)
-        assert found >= len(pictures), f'{found} of {len(pictures)} pictures, and no word about the others'
+        assert found >= len(_PICTURES), f'{found} of {len(_PICTURES)} pictures, and no word about the others'
         return 'read' if not next(iter(sets.values())).skipped else 'read in part, and said so'
 
     return wholes, read
+
+
+def streams(folder: Path) -> tuple[list[bytes], Reader]:
+    """Tars and shards, of which each picture is read by its number."""
+    (folder / 'train').mkdir()
+
+    def read(data: bytes) -> str:
+        shard = data.count(b'.cls') > len(_PICTURES) // 2
+        path = folder / 'train' / 'a.tar'
+        path.write_bytes(data)
+        root = f'wds/{folder}' if shard else str(path)
+        try:
+            parts = [part for part in load_stream(ImageData(kind='folder', root=root)) if part is not None]
+            found = sum(len(labels) for part in parts for _, labels in part.eval_batches(4, 1.0, 8, 0))
+        except DataError:
+            return 'refused'
+        lost = sum(len(part.labels) for part in parts) - found
+        named = len({text for part in parts for text in part.skipped})
+        assert named >= lost, f'{lost} pictures lost, {named} named'
+        return 'read' if not lost else 'read in part, and said so'
+
+    return [_tar('w'), _tar('w', labels=True)], read
 
 
 def sound(folder: Path) -> tuple[list[bytes], Reader]:
@@ -230,7 +260,7 @@ def configurations(folder: Path) -> tuple[list[bytes], Reader]:
     return wholes, read
 
 
-MEDIA = {'images': images, 'tars': tars, 'sound': sound, 'weights': weights, 'states': states,
+MEDIA = {'images': images, 'tars': tars, 'streams': streams, 'sound': sound, 'weights': weights, 'states': states,
          'configurations': configurations, **({'video': video} if has_decoder() else {})}  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The two programs at the size that a test affords; `python -m tests.reliability.fuzz count=10000` is the long one."""
+"""The programs at the size that a test affords; `python -m tests.reliability.fuzz count=10000` is the long one."""
 
 import json
 import math
@@ -46,3 +46,11 @@ def test_killed_runs(medium: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "'equal to the bit': 1" in done.stdout
+
+
+def test_options_at_random() -> None:
+    # It forks, as the one before.
+    words = [sys.executable, '-m', 'tests.reliability.mistakes', 'count=60', 'seed=1']
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[2]) > 3  # some values are no mistakes

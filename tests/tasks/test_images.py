@@ -266,5 +266,3 @@ def test_resampled_images_are_those_of_training() -> None:
     # Area averages of area averages are the pixels of training, but for the rounding to bytes.
     finest = torch.cat(probe.seen)[:20]
     assert (finest - torch.cat(direct.seen)).abs().max() <= 4 * 0.5 / 255 + 1e-6
-    with pytest.raises(ConfigError, match=r'data\.sequence=true'):
-        make(8, sequence=True).resample(torch.zeros(1, 3, 64))

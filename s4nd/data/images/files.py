@@ -27,7 +27,7 @@ from s4nd.data.images.resize import resize, to_bytes, to_float
 from s4nd.data.images.sets import PixelSet
 from s4nd.data.labeled import DataError, ExampleError
 from s4nd.data.tars import LARGEST_FILE, files, link_target, link_targets, open_tar
-from s4nd.files import alone, write_atomically
+from s4nd.files import locked, write_atomically
 from s4nd.progress import progress
 
 __all__ = [
@@ -75,7 +75,7 @@ def load_class_folders(
         return _decode_all(path, source_size, max_pixels)
     found = _read_cache(cached)
     if found is None:
-        with alone(cached):
+        with locked(cached):
             found = _read_cache(cached)
             if found is None:
                 found = _decode_all(path, source_size, max_pixels)

@@ -14,7 +14,7 @@ from s4nd.data.images.sets import ImageSet, PixelSet
 from s4nd.data.images.stream import StreamSet
 from s4nd.data.labeled import DataError, Splits, make_splits
 from s4nd.data.synthetic.shapes import ShapeSet
-from s4nd.files import alone
+from s4nd.files import locked
 
 __all__ = ['fashion_mnist', 'load_images']
 
@@ -62,7 +62,7 @@ def _cifar(data: ImageData, train: bool) -> PixelSet:
 
     maker = CIFAR10 if data.kind == 'cifar10' else CIFAR100
     try:
-        with alone(_root(data.root, data.kind) / data.kind) if data.download else nullcontext():
+        with locked(_root(data.root, data.kind) / data.kind) if data.download else nullcontext():
             source = maker(str(_root(data.root, data.kind)), train=train, download=data.download)
     except (RuntimeError, OSError) as error:
         raise DataError(f'{data.kind} in {data.root}: {error}') from error
@@ -80,7 +80,7 @@ def fashion_mnist(root: str | None, download: bool, train: bool) -> PixelSet:
         from torchvision.datasets import FashionMNIST
 
         try:
-            with alone(folder / 'FashionMNIST'):
+            with locked(folder / 'FashionMNIST'):
                 FashionMNIST(str(folder), download=True)
         except (RuntimeError, OSError) as error:
             raise DataError(f'fashion_mnist in {folder}: {error}') from error
