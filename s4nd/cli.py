@@ -92,7 +92,9 @@ def run(
 
     help_text: gives what --help prints; None: the command does.
     """
-    logging.basicConfig(format='%(message)s')
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable())
+    logging.basicConfig(handlers=[handler])
     try:
         if help_text is not None and {'-h', '--help'} & set(words):
             print(help_text([word for word in words if word not in ('-h', '--help')]))
@@ -121,6 +123,13 @@ def run(
             what = 'another process of this run ended, and its message says why: '
         print(f'error: {what}{(str(error).splitlines() or [""])[0]}', file=sys.stderr)
         return 1
+
+
+class _Printable(logging.Formatter):
+    """The message alone; of the name of a file, nothing that would move the cursor of a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in super().format(record))
 
 
 def export_help(words: Sequence[str]) -> str:

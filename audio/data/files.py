@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from s4nd.data.folders import is_hidden, walk
+from s4nd.data.folders import files_named, is_hidden, warn_of_others
 from s4nd.data.tars import files as tar_files
 from s4nd.data.tars import link_target, link_targets, open_tar
 from s4nd.files import locked
@@ -30,6 +30,7 @@ from ..io import SUFFIXES, audio_info, examine_audio, resample_file
 PARTS = ('train', 'val', 'test')
 SPLITS = ('time', 'files', 'lists', 'digits')
 LABELS = ('none', 'folder', 'name')
+_LISTS = ('validation_list.txt', 'testing_list.txt')
 
 # What tarfile and the decoders below it raise for a file that is no whole tar.
 _NO_TAR = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, ValueError, TypeError)
@@ -67,7 +68,7 @@ def scan_folder(root: str | Path, *, silent: bool = False) -> tuple[list[AudioFi
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f'no folder at {root}')
-    paths = sorted(root / name for name in walk(root) if _is_audio(name.name) and (root / name).is_file())
+    paths = [root / name for name in files_named(root, SUFFIXES)]
     if not paths:
         raise ValueError(f'{root}: no audio files ({", ".join(SUFFIXES)}) in this folder')
     return scan_files(root, paths, silent=silent)
@@ -235,9 +236,18 @@ def unpacked(archive: str | Path, cache: str | Path) -> Path:
 
 def _unpack_all(archive: Path, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix='.unpacking-', dir=folder.parent))
+    links: dict[PurePosixPath, PurePosixPath | None] = {}
+    others = []
     try:
         with open_tar(archive) as tar:
-            links = dict(link for name, entry in tar_files(tar) if (link := _unpack(tar, name, entry, temporary)))
+            for name, entry in tar_files(tar):
+                if not _is_wanted(name):
+                    others.append(name)
+                elif entry.isfile():
+                    _unpack(tar, entry, temporary / name)
+                else:
+                    links[name] = link_target(entry)
+        warn_of_others(archive, others)
         for name, target in link_targets(links).items():
             if target is not None and (temporary / target).is_file():
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
@@ -255,21 +265,16 @@ def _unpack_all(archive: Path, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _unpack(
-    tar: tarfile.TarFile, name: PurePosixPath, entry: tarfile.TarInfo, folder: Path
-) -> tuple[PurePosixPath, PurePosixPath | None] | None:
-    """Write a wanted member below `folder`; return (name, target) of a link, which may stand before its target."""
-    if is_hidden(name) or not (_is_audio(name.name) or name.name in ('validation_list.txt', 'testing_list.txt')):
-        return None
-    if not entry.isfile():
-        return name, link_target(entry)
-    target = folder / name
+def _unpack(tar: tarfile.TarFile, entry: tarfile.TarInfo, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     source = tar.extractfile(entry)
     if source is not None:  # a plain file always has content
         with source, target.open('wb') as sink:
             shutil.copyfileobj(source, sink)
-    return None
+
+
+def _is_wanted(name: PurePosixPath) -> bool:
+    return not is_hidden(name) and (_is_audio(name.name) or name.name in _LISTS)
 
 
 def _is_audio(name: str) -> bool:

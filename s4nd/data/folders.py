@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,11 +21,14 @@ from torch import Tensor
 
 from s4nd.data.labeled import DataError
 
-__all__ = ['SPLITS', 'Member', 'divide', 'existing', 'is_hidden', 'locate', 'walk']
+__all__ = ['SPLITS', 'Member', 'divide', 'existing', 'files_named', 'is_hidden', 'locate', 'warn_of_others']
 
 logger = logging.getLogger(__name__)
 
-SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'val': 'test', 'valid': 'test', 'validation': 'test'}
+SPLITS = {
+    **dict.fromkeys(('train', 'training'), 'train'),
+    **dict.fromkeys(('test', 'testing', 'val', 'valid', 'validation', 'dev', 'eval'), 'test'),
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -42,18 +45,57 @@ def is_hidden(path: PurePosixPath) -> bool:
     return any(part.startswith('.') or part == '__MACOSX' for part in path.parts)
 
 
-def walk(root: Path) -> Iterator[PurePosixPath]:
-    """All files and folders under a root, hidden ones left out; links are followed, but in no circle."""
-    for folder, folders, files in os.walk(root, followlinks=True):
-        place = Path(folder).resolve()
-        below = Path(folder).relative_to(root)
-        folders[:] = sorted(
-            name for name in folders
-            if not is_hidden(PurePosixPath(name)) and not place.is_relative_to((Path(folder) / name).resolve())
-        )  # fmt: skip
-        for name in sorted([*folders, *files]):
-            if not is_hidden(PurePosixPath(name)):
-                yield PurePosixPath((below / name).as_posix())
+def files_named(root: Path, suffixes: Container[str]) -> list[PurePosixPath]:
+    """The files under a root with one of these suffixes (in lower case), sorted; hidden ones are left out.
+
+    A link that leads nowhere is among them, so that reading names it. Warns of the others, and of folders that cannot
+    be read.
+    """
+    found = sorted(_walk(root))
+    warn_of_others(root, [name for name in found if name.suffix.lower() not in suffixes])
+    return [name for name in found if name.suffix.lower() in suffixes]
+
+
+def warn_of_others(root: Path, others: Iterable[PurePosixPath]) -> None:
+    """Say how many files in the folders under a root, or in an archive, are left out for their suffix."""
+    others = [name for name in others if len(name.parts) > 1 and not is_hidden(name)]
+    if others:
+        logger.warning('%d files in %s have other suffixes and are left out, first: %s', len(others), root, others[0])
+
+
+def _walk(root: Path) -> Iterator[PurePosixPath]:
+    """All files under a root. Links are followed, but in no circle, and below a class folder to each folder once."""
+    entered: set[tuple[tuple[str, ...], str]] = set()
+    waiting: list[tuple[PurePosixPath, tuple[str, ...]]] = [(PurePosixPath(), (os.path.realpath(root),))]
+    while waiting:
+        name, inside = waiting.pop()
+        try:
+            entries = list(os.scandir(root / name))
+        except OSError as error:
+            logger.warning('passed over the folder %s: %s', root / name, error.strerror)
+            continue
+        for entry in entries:
+            path = name / entry.name
+            if is_hidden(path):
+                continue
+            if _is_folder(entry):
+                place = os.path.realpath(entry.path)
+                if place not in inside and (path.parts[:2], place) not in entered:
+                    entered.add((path.parts[:2], place))
+                    waiting.append((path, (*inside, place)))
+            elif _is_file(entry):
+                yield path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Neither a device nor a pipe, which one might wait for; a link that leads nowhere is one."""
+    if entry.is_symlink():
+        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+    return entry.is_file()
 
 
 def locate(paths: Sequence[PurePosixPath]) -> list[Member]:
@@ -87,6 +129,9 @@ def _splits(tops: set[tuple[str, int]]) -> dict[str, str]:
     others, or alone.
     """
     found = {name: SPLITS[name.lower()] for name, parts in tops if parts > 2 and name.lower() in SPLITS}
+    tests = sorted(name for name, use in found.items() if use == 'test')
+    if len(tests) > 1:
+        logger.warning('the folders %s are one part, test', ' and '.join(tests))
     alone = len({name for name, parts in tops if parts > 1} - found.keys()) == 0
     return found if alone or {'train', 'test'} <= set(found.values()) else {}
 
@@ -98,8 +143,8 @@ def existing(
     if root is None:
         raise DataError(f'{option} must be given: {content}')
     path = Path(root).expanduser()
-    if not path.exists():
-        raise DataError(f'{option}: {path} does not exist')
+    if not (path.is_file() or path.is_dir()):
+        raise DataError(f'{option}: {path} {"is neither a file nor a folder" if path.exists() else "does not exist"}')
     return path
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from s4nd.data.clips.grid import ClipGrid
-from s4nd.data.images.files import MAX_PIXELS, SUFFIXES, ImageError, decode
+from s4nd.data.images.files import MAX_PIXELS, ImageError, decode, is_image
 from s4nd.data.labeled import ExampleError
 
 __all__ = ['VIDEO_SUFFIXES', 'ClipError', 'has_decoder', 'read_clip']
@@ -57,7 +58,8 @@ def read_clip(path: Path, grid: ClipGrid, place: float = 0.5, stored_rate: float
 
 
 def _from_folder(folder: Path, times: Times, rate: float | None) -> tuple[Tensor, float]:
-    files = sorted((file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES), key=_numbers)
+    named = [folder / name for name in os.listdir(folder) if is_image(PurePosixPath(name))]
+    files = sorted((file for file in named if file.is_file() or file.is_symlink()), key=_numbers)
     if not files:
         raise ClipError('a folder without image files')
     if rate is None:

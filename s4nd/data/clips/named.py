@@ -14,7 +14,7 @@ import torch
 from s4nd.data.clips.files import VIDEO_SUFFIXES, has_decoder
 from s4nd.data.clips.options import VideoData
 from s4nd.data.clips.sets import ClipFiles, ClipSet
-from s4nd.data.folders import Member, divide, existing, locate, walk
+from s4nd.data.folders import Member, divide, existing, files_named, locate
 from s4nd.data.images.files import SUFFIXES
 from s4nd.data.images.named import fashion_mnist
 from s4nd.data.labeled import DataError, Splits, make_splits
@@ -66,12 +66,8 @@ def _files(data: VideoData, seed: int) -> tuple[ClipSet, ClipSet | None]:
 
 def _clips(root: Path) -> list[PurePosixPath]:
     """Every video file, and every folder that holds image files."""
-    names = list(walk(root))
-    framed = {name.parent for name in names if name.suffix.lower() in SUFFIXES and (root / name).is_file()}
-    return [
-        name for name in names
-        if name in framed or (name.suffix.lower() in VIDEO_SUFFIXES and (root / name).is_file())
-    ]  # fmt: skip
+    files = files_named(root, SUFFIXES | VIDEO_SUFFIXES)
+    return sorted({file.parent if file.suffix.lower() in SUFFIXES else file for file in files})
 
 
 def _listed(data: VideoData, root: Path) -> tuple[list[Member], dict[str, str]]:

@@ -12,17 +12,18 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s4nd.data.folders import divide, existing, is_hidden, locate, walk
+from s4nd.data.folders import divide, existing, files_named, is_hidden, locate, warn_of_others
 from s4nd.data.images.resize import resize, to_bytes, to_float
 from s4nd.data.images.sets import PixelSet
 from s4nd.data.labeled import DataError, ExampleError
@@ -35,7 +36,6 @@ __all__ = [
     'SUFFIXES',
     'ImageError',
     'decode',
-    'image_files',
     'is_image',
     'load_class_folders',
     'read_idx',
@@ -48,7 +48,9 @@ MAX_PIXELS = 1 << 26
 # Whatever the name of a file says: no other decoder is ever begun (that of EPS runs a program).
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF', 'PPM', 'TIFF')
 _MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')
-_CACHE_FORMAT = 3
+_CACHE_FORMAT = 4
+_FULL = 0xFFFF  # the lightest value of 16 bits
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _SIGNED = 258, 262, 339, 2  # tags of TIFF, and a value of the last
 
 
 class ImageError(ExampleError):
@@ -121,9 +123,12 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if math.prod(image.size) > max_pixels:
                     raise ImageError(f'{image.width} × {image.height} pixels, expected at most {max_pixels} in all')
-                return torch.from_numpy(_to_rgb(_turned(image), image.format)).permute(2, 0, 1)
+                tags = getattr(image, 'tag_v2', {})
+                return torch.from_numpy(_to_rgb(_turned(image), image.format, tags)).permute(2, 0, 1)
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f'not a picture of a known format ({", ".join(_FORMATS)})') from error
     except Exception as error:  # any: decoders raise what their parsing happens to run into
         raise ImageError(str(error) or type(error).__name__) from error
 
@@ -136,30 +141,31 @@ def _turned(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image, format: str | None) -> np.ndarray:
+def _to_rgb(image: Image.Image, format: str | None, tags: Mapping[int, Any]) -> np.ndarray:
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise ImageError('values with a sign have no known range, expected 8 or 16 bits without one')
     if image.mode.startswith('I;16') or (image.mode == 'I' and format == 'PPM'):
-        gray = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
-        return np.repeat(np.rint(gray).astype(np.uint8)[..., None], 3, 2)
+        full = 2 ** tags.get(_BITS, (16,))[0] - 1  # 12 bits are stored in 16
+        levels = np.rint(np.arange(_FULL + 1).clip(0, full) * (255 / full)).astype(np.uint8)
+        gray = levels[np.asarray(image)] if tags.get(_PHOTOMETRIC) != 0 else 255 - levels[np.asarray(image)]
+        image = Image.fromarray(gray)
     if image.mode not in _MODES:
         raise ImageError(f"mode '{image.mode}' has no known range, expected 8 or 16 bits")
     return np.array(image.convert('RGB'))
 
 
-def image_files(path: Path) -> list[PurePosixPath]:
-    """All files below a folder that are named as images."""
-    return [name for name in walk(path) if is_image(name) and (path / name).is_file()]
-
-
 def _contents(path: Path) -> Iterator[tuple[PurePosixPath, bytes | PurePosixPath | None]]:
     """(path, bytes) of every image; of a link in an archive, (path, what it stands for)."""
     if path.is_dir():
-        for name in image_files(path):
+        for name in files_named(path, SUFFIXES):
             yield name, _read(path / name)
         return
     try:
+        others = []
         with open_tar(path) as archive:
             for name, entry in files(archive):
                 if not is_image(name):
+                    others.append(name)
                     continue
                 if not entry.isfile():
                     yield name, link_target(entry)
@@ -168,6 +174,7 @@ def _contents(path: Path) -> Iterator[tuple[PurePosixPath, bytes | PurePosixPath
                 if content is None:
                     logger.warning('%s in %s: %d bytes are more than an image has', name, path, entry.size)
                 yield name, b'' if content is None else content.read()
+        warn_of_others(path, others)
     except Exception as error:  # any: tarfile raises what its parsing happens to run into
         raise DataError(f'data.root: {path} is neither a folder nor a whole tar ({error})') from error
 
@@ -204,8 +211,9 @@ def _assemble(path: Path, images: dict[PurePosixPath, Tensor], skipped: tuple[st
 
 
 def _fingerprint(path: Path, source_size: int | None) -> str:
-    sources = [path] if path.is_file() else [path / name for name in image_files(path)]
-    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sources]
+    sources = [path] if path.is_file() else [path / name for name in files_named(path, SUFFIXES)]
+    states = [(str(file), file.stat() if file.exists() else None) for file in sources]
+    stats = [(file, state and (state.st_size, state.st_mtime_ns)) for file, state in states]
     text = json.dumps([_CACHE_FORMAT, str(path.resolve()), source_size, stats])
     return f'{path.name.split(".")[0]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
 

@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from s4nd.data.folders import SPLITS, Member, divide, existing, locate, walk
-from s4nd.data.images.files import ImageError, image_files, is_image
+from s4nd.data.folders import SPLITS, Member, divide, existing, files_named, locate, warn_of_others
+from s4nd.data.images.files import SUFFIXES, ImageError, is_image
 from s4nd.data.images.options import ImageData
 from s4nd.data.images.stream import StreamSet
 from s4nd.data.labeled import DataError
@@ -60,8 +60,10 @@ def load_stream(data: ImageData) -> Parts:
         return _parts(path, divided, data, places)
     path = existing(data.root)
     if path.is_dir():
-        return _parts(path, divide(path, locate(image_files(path))), data)
-    places = {str(name): (path, *place) for name, place in _whole(path).items() if is_image(name)}
+        return _parts(path, divide(path, locate(files_named(path, SUFFIXES))), data)
+    found = _whole(path)
+    warn_of_others(path, [name for name in found if not is_image(name)])
+    places = {str(name): (path, *place) for name, place in found.items() if is_image(name)}
     return _parts(path, divide(path, locate([PurePosixPath(name) for name in places])), data, places)
 
 
@@ -121,9 +123,7 @@ class Slices:
 def _shards(root: Path) -> tuple[list[Member], dict[str, Place]]:
     """The samples of all shards below a folder; its own name, or that of its folder, says which split a shard is of."""
     members, places, bare = [], {}, 0
-    for name in walk(root):
-        if name.suffix != '.tar' or not (root / name).is_file():
-            continue
+    for name in files_named(root, ('.tar',)):
         split = next((SPLITS[word] for word in re.findall('[a-z]+', str(name).lower()) if word in SPLITS), '')
         found = _whole(root / name)
         labels = {path.parent / path.name.partition('.')[0]: path for path in found if path.suffix in ('.cls', '.json')}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s4nd.data.folders import divide, locate, walk
+from s4nd.data.folders import divide, files_named, locate
 from s4nd.data.labeled import DataError
 from s4nd.data.sequences.sets import SequenceSet
 from s4nd.data.synthetic.listops import TOKENS, tokens_of
@@ -33,7 +33,7 @@ def class_folders(root: Path, length: int) -> dict[str, SequenceSet]:
         DataError: nothing to learn from, or a file that is no text or no tokens, which is named.
     """
     kinds = {'.txt': _bytes_of, '.npy': _array_of}
-    paths = [path for path in walk(root) if path.suffix.lower() in kinds and _UNLABELED not in path.parts]
+    paths = [path for path in files_named(root, kinds) if _UNLABELED not in path.parts]
     names, members, labels, train = divide(root, locate(paths), example='file')
     suffixes = {PurePosixPath(member.path).suffix.lower() for member in members}
     if len(suffixes) > 1:

@@ -2,7 +2,10 @@
 
 import io
 import logging
+import os
+import struct
 import tarfile
+import tracemalloc
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,10 +14,11 @@ import torch
 from PIL import Image
 
 from s4nd.data import DataError, PixelSet, load_images
-from s4nd.data.folders import locate
+from s4nd.data.folders import files_named, locate
 from s4nd.data.images.files import ImageError, decode, load_class_folders
 from s4nd.data.images.options import ImageData
 from s4nd.data.images.readers import load_stream
+from s4nd.data.images.stream import StreamSet
 
 
 def write(path: Path, value: int, size: tuple[int, int] = (6, 6)) -> None:
@@ -86,6 +90,56 @@ def test_folders_are_walked_as_torchvision_does(tmp_path: Path) -> None:
     assert streamed.paths == ('cat/2020/1.png', 'dog/deep/1.png') and streamed.classes == images.classes
 
 
+@pytest.mark.parametrize('stream', [False, True])
+def test_links_that_lead_nowhere_and_pipes(tmp_path: Path, caplog: pytest.LogCaptureFixture, stream: bool) -> None:
+    root = tmp_path / 'set'
+    for number, name in enumerate(('ant/1.png', 'ant/2.png', 'bee/1.png', 'bee/2.png')):
+        write(root / name, number)
+    for name, target in (('ant/8.png', 'nowhere'), ('bee/9.png', '9.png')):
+        (root / name).symlink_to(target)
+    os.mkfifo(root / 'bee' / '3.png')
+    (root / 'cat').mkdir()
+    (root / 'cat' / '1.heic').write_bytes(b'a whole class')
+    splits = load_images(ImageData(kind='folder', root=str(root), cache=None, stream=stream, val_fraction=0.5))
+    for part in (splits.train, splits.val):
+        if isinstance(part, StreamSet):
+            list(part.eval_batches((6, 6), 1.0, 8, 0))
+    assert [name.partition(':')[0] for name in splits.skipped] == ['ant/8.png', 'bee/9.png']
+    assert 'have other suffixes and are left out, first: cat/1.heic' in caplog.text
+
+
+def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
+    for one in range(6):
+        write(tmp_path / f'{one}' / '1.png', one)
+        for other in range(6):
+            (tmp_path / f'{one}' / f'link{other}').symlink_to(tmp_path / f'{other}')
+    names = files_named(tmp_path, {'.png'})
+    assert len(names) == len(set(names)) < 6**3 and {name.parts[0] for name in names} == set('012345')
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = os.scandir
+
+    def scandir(path: Path) -> object:
+        if Path(path).name == 'bee':
+            raise PermissionError(13, 'Permission denied')
+        return listed(path)
+
+    monkeypatch.setattr('os.scandir', scandir)
+    assert {name.parts[1] for name in files_named(root, {'.png'})} == {'ant'}
+    assert f'passed over the folder {root / "train" / "bee"}: Permission denied' in caplog.text
+
+
+@pytest.mark.parametrize('path', ['/dev/zero', 'pipe'])
+@pytest.mark.parametrize('stream', [False, True])
+def test_a_root_that_never_ends_is_refused(tmp_path: Path, path: str, stream: bool) -> None:
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(DataError, match='neither a file nor a folder'):
+        load_images(ImageData(kind='folder', root=str(tmp_path / path), stream=stream))
+
+
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, format, **options)
@@ -100,17 +154,56 @@ def test_sixteen_bits_are_scaled(format: str) -> None:
     assert shown.shape == (3, 2, 3) and all((channel.numpy() == expected).all() for channel in shown)
 
 
-@pytest.mark.parametrize('values', [np.zeros((2, 2), np.int32), np.zeros((2, 2), np.float32)])
-def test_modes_of_no_known_range_are_refused(values: np.ndarray) -> None:
-    with pytest.raises(ImageError, match=r"mode '[IF]' has no known range"):
-        decode(encoded(Image.fromarray(values), 'TIFF'))
+def tiff(values: bytes, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """Two pixels; photometric: 1, black is 0; sample_format: 1, without a sign."""
+    entries = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(values)}
+    entries[339] = sample_format
+    tags = b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in entries.items())
+    return b'II*\0' + struct.pack('<I', 8 + len(values)) + values + struct.pack('<H', len(entries)) + tags + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ('data', 'expected'),
+    [
+        (tiff(struct.pack('<2H', 0, 65535), 16), [0, 255]),
+        (tiff(struct.pack('<2H', 0, 65535), 16, photometric=0), [255, 0]),
+        (tiff(bytes([0, 255]), 8, photometric=0), [255, 0]),
+        (tiff(bytes([0x00, 0x0F, 0xFF, 0x00]), 12), [0, 255]),
+        (b'P5\n2 1\n1000\n' + struct.pack('>2H', 500, 1000), [128, 255]),
+    ],
+)  # fmt: skip
+def test_other_ranges_are_brought_to_bytes(data: bytes, expected: list[int]) -> None:
+    assert decode(data).tolist() == [[expected]] * 3
+
+
+@pytest.mark.parametrize(
+    ('data', 'problem'),
+    [
+        (tiff(bytes(8), 32), "mode 'I'"),
+        (tiff(bytes(8), 32, sample_format=3), "mode 'F'"),
+        (tiff(bytes(4), 16, sample_format=2), 'with a sign'),
+        (tiff(bytes(2), 8, sample_format=2), 'with a sign'),
+        (b'Pf\n1 1\n-1.0\n' + bytes(4), "mode 'F'"),
+    ],
+)
+def test_values_of_no_known_range_are_refused(data: bytes, problem: str) -> None:
+    with pytest.raises(ImageError, match=problem):
+        decode(data)
+
+
+def test_sixteen_bits_need_no_more_memory_than_eight() -> None:
+    data = encoded(Image.fromarray(np.zeros((1 << 12, 1 << 12), np.uint16)), 'PNG')
+    tracemalloc.start()
+    decode(data)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 24  # bytes: eight for each pixel
+    tracemalloc.stop()
 
 
 def test_only_the_formats_on_the_list_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('subprocess.check_call', lambda *_, **__: pytest.fail('a program was begun'))
     picture = Image.new('RGB', (4, 4), 'red')
     for format in ('EPS', 'ICO', 'AVIF', 'DDS', 'TGA', 'PCX', 'SGI', 'PDF'):
-        with pytest.raises(ImageError, match='cannot identify'):
+        with pytest.raises(ImageError, match='not a picture of a known format'):
             decode(encoded(picture, format))
 
 
