@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,12 +13,21 @@ import torch
 from torch import Tensor
 
 from s4nd.data.clips.grid import ClipGrid
-from s4nd.data.images.files import MAX_PIXELS, ImageError, decode, is_image
+from s4nd.data.images.files import ImageError, decode, is_image
 from s4nd.data.labeled import ExampleError
+from s4nd.data.tars import LARGEST_FILE
 
 __all__ = ['VIDEO_SUFFIXES', 'ClipError', 'has_decoder', 'read_clip']
 
 VIDEO_SUFFIXES = {'.avi', '.mp4', '.m4v', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv', '.flv', '.3gp', '.ogv'}
+
+MAX_CLIP_PIXELS = 1 << 27  # 16 frames of 3840 × 2160
+# Containers of one video. Others, such as lists of what to play, name further files and addresses; none is opened.
+_OPTIONS = {
+    'format_whitelist': 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,asf,flv,ogg,gif,h264,hevc,m4v',
+    'protocol_whitelist': 'file',
+}
+_WITHOUT_INDEX = ('mpeg', 'mpegts')  # a frame is not found by its time
 
 Times = Callable[[float], list[float]]
 
@@ -69,14 +79,12 @@ def _from_folder(folder: Path, times: Times, rate: float | None) -> tuple[Tensor
     pictures = {}
     for file in dict.fromkeys(shown):
         try:
-            pictures[file] = decode(file.read_bytes())
+            with file.open('rb') as content:
+                pictures[file] = decode(content.read(LARGEST_FILE + 1))
         except (ImageError, OSError) as error:
             raise ClipError(f'{file.name} cannot be read ({error})') from error
-    sizes = sorted({tuple(picture.shape[1:]) for picture in pictures.values()})
-    if len(sizes) > 1:
-        found = ', '.join(f'{height}×{width}' for height, width in sizes)
-        raise ClipError(f'expected frames of one size, found {found}')
-    return torch.stack([pictures[file] for file in shown]), duration
+        _check_size(len(shown), *pictures[file].shape[1:])
+    return _stacked([pictures[file] for file in shown]), duration
 
 
 def _numbers(file: Path) -> list[tuple[int, str]]:
@@ -87,35 +95,52 @@ def _numbers(file: Path) -> list[tuple[int, str]]:
 def _from_video(path: Path, times: Times) -> tuple[Tensor, float]:
     import av
 
+    if not path.is_file():
+        raise ClipError('neither a file nor a folder' if path.exists() else 'there is no such file')
     try:
-        # A title in some other encoding is of no concern here.
-        with av.open(str(path), metadata_errors='ignore') as container:
+        # An absolute path is no address. A title in some other encoding is of no concern here.
+        with av.open(os.path.abspath(path), metadata_errors='ignore', container_options=_OPTIONS) as container:
             if not container.streams.video:
                 raise ClipError('no video in it')
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise ClipError('there is no decoder for its codec')
-            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-                raise ClipError(f'more than {MAX_PIXELS} pixels per frame')
             stream.codec_context.thread_count = 1  # the loader has processes enough
             duration = _duration(container, stream)
-            shown = _shown(container, stream, times(duration))
-            pictures = {frame: _picture(frame) for frame in dict.fromkeys(shown)}
+            _check_size(len(times(duration)), stream.codec_context.height, stream.codec_context.width)
+            shown, end = _shown(container, stream, times(duration))
+            if end < duration:  # the file is cut, or its sound is longer
+                duration = end
+                shown, _ = _shown(container, stream, times(duration))
     except ClipError:
         raise
     except Exception as error:  # any: decoders raise what their parsing happens to run into
-        raise ClipError(f'cannot be decoded ({error or type(error).__name__})') from error
-    sizes = sorted({tuple(picture.shape[:2]) for picture in pictures.values()})
+        reason = getattr(error, 'strerror', None) or error or type(error).__name__
+        raise ClipError(f'cannot be decoded ({reason})') from error
+    return _stacked(shown), duration
+
+
+def _check_size(count: int, height: int, width: int) -> None:
+    if count * height * width > MAX_CLIP_PIXELS:
+        raise ClipError(
+            f'{count} frames of {height}×{width} pixels, expected at most {MAX_CLIP_PIXELS} pixels in all: '
+            'take fewer frames, or store smaller ones'
+        )
+
+
+def _stacked(pictures: Sequence[Tensor]) -> Tensor:
+    """Frames (3, h, w) of one size as (T, 3, h, w)."""
+    sizes = sorted({tuple(picture.shape[1:]) for picture in pictures})
     if len(sizes) > 1:
         found = ', '.join(f'{height}×{width}' for height, width in sizes)
         raise ClipError(f'expected frames of one size, found {found}')
-    return torch.stack([pictures[frame] for frame in shown]).permute(0, 3, 1, 2), duration
+    return torch.stack(pictures)
 
 
 def _picture(frame: Any) -> Tensor:
-    """(h, w, 3) bytes, turned as the file says."""
+    """(3, h, w) bytes, turned as the file says."""
     picture = torch.from_numpy(frame.to_ndarray(format='rgb24'))
-    return picture.rot90(round(frame.rotation / 90))
+    return picture.rot90(round(frame.rotation / 90)).permute(2, 0, 1)
 
 
 def _duration(container: Any, stream: Any) -> float:
@@ -128,21 +153,29 @@ def _duration(container: Any, stream: Any) -> float:
     raise ClipError('its length is not known')
 
 
-def _shown(container: Any, stream: Any, wanted: list[float]) -> list[Any]:
-    """The decoded frame that is on show at each of the rising times, read from the key frame before the first."""
+def _shown(container: Any, stream: Any, wanted: list[float]) -> tuple[list[Tensor], float]:
+    """The pictures on show at the rising times, and the second where frames ended before the last time, or inf."""
     base, origin = float(stream.time_base), stream.start_time or 0
-    container.seek(origin + int(wanted[0] / base), stream=stream)
-    shown: list[Any] = []
-    current = None
-    for frame in container.decode(stream):
-        stamp = frame.pts if frame.pts is not None else frame.dts
+    shown: list[Tensor] = []
+    begin, frame = 0.0, None
+    for following in _from(container, stream, origin + int(wanted[0] / base)):
+        stamp = following.pts if following.pts is not None else following.dts
         if stamp is None:
             raise ClipError('its frames have no times')
-        while current is not None and len(shown) < len(wanted) and wanted[len(shown)] < (stamp - origin) * base:
-            shown.append(current)
+        count = sum(time < (stamp - origin) * base for time in wanted[len(shown) :])
+        if count and frame is not None:
+            shown += [_picture(frame)] * count
         if len(shown) == len(wanted):
-            return shown
-        current = frame
-    if current is None:
-        raise ClipError(f'no frame from second {wanted[0]:.2f} on')
-    return shown + [current] * (len(wanted) - len(shown))
+            return shown, math.inf
+        frame, begin = following, (stamp - origin) * base
+    if frame is None:
+        raise ClipError('no frame in it')
+    end = begin + float(1 / (stream.average_rate or 1))
+    left = len(wanted) - len(shown)
+    return shown + [_picture(frame)] * left, end if left and wanted[-1] >= end else math.inf
+
+
+def _from(container: Any, stream: Any, stamp: int) -> Iterator[Any]:
+    """The decoded frames from the key frame before `stamp` on."""
+    container.seek(stamp if container.format.name not in _WITHOUT_INDEX else 0, stream=stream)
+    return container.decode(stream)

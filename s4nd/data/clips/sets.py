@@ -109,4 +109,6 @@ class ClipView:
         """A square of the picture, at shares of the room around it, brought to the size of the grid."""
         row, column = round(top * (frames.shape[2] - side)), round(left * (frames.shape[3] - side))
         square = frames[:, :, row : row + side, column : column + side]
-        return to_bytes(resize(to_float(square), self.grid.size)).transpose(0, 1)
+        # One by one: large frames need much memory as floats.
+        small = [to_bytes(resize(to_float(frame), self.grid.size)) for frame in square.split(1)]
+        return torch.cat(small).transpose(0, 1)

@@ -1,5 +1,6 @@
 """Frames out of video files and folders: the right ones, by time."""
 
+import os
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_a_late_clip_is_read_from_the_key_frame_before_it(
 
     class Counting:
         def __init__(self, container: object) -> None:
-            self.seek, self.container = container.seek, container
+            self.seek, self.format, self.container = container.seek, container.format, container
 
         def decode(self, stream: object):
             for picture in self.container.decode(stream):
@@ -163,12 +164,68 @@ def test_video_files_that_cannot_be_used(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ClipError, match='cannot be decoded'):
             read_clip(tmp_path / name, grid(4, 1.0))
-    with pytest.raises(ClipError, match='cannot be decoded'):
+    with pytest.raises(ClipError, match='no such file'):
         read_clip(tmp_path / 'nowhere.mp4', grid(4, 1.0))
-    # A Matroska file cut short says how long it was: its beginning can be read, its end cannot.
+    os.mkfifo(tmp_path / 'pipe.mp4')
+    with pytest.raises(ClipError, match='neither a file nor a folder'):
+        read_clip(tmp_path / 'pipe.mp4', grid(4, 1.0))
+
+
+def test_of_a_file_cut_short_what_is_there_is_shown(tmp_path: Path) -> None:
+    # A Matroska file says how long it was.
     content = write_video(tmp_path / 'whole.mkv', 30).read_bytes()
     (tmp_path / 'cut.mkv').write_bytes(content[: len(content) // 2])
-    assert numbers(read_clip(tmp_path / 'cut.mkv', grid(10, 0.3), 0.0)[0]) == [0, 1, 2]
+    clip, duration = read_clip(tmp_path / 'cut.mkv', grid(10, 0.3), 1.0)
+    last = round(10 * duration) - 1
+    assert last < 20 and numbers(clip) == [last - 2, last - 1, last]
+
+
+@pytest.mark.parametrize('suffix', ['.ts', '.mpg'])
+@pytest.mark.parametrize('begin', [0, 50])
+def test_containers_without_an_index(tmp_path: Path, suffix: str, begin: int) -> None:
+    path = coded(tmp_path / f'a{suffix}', begin=begin, format='mpegts')
+    assert numbers(read_clip(path, grid(10, 0.3), 1.0)[0]) == [27, 28, 29]
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        "ffconcat version 1.0\nfile 'secret.mp4'\n",
+        '#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nsecret.mp4\n#EXT-X-ENDLIST\n',
+        '#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n',
+        'v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n',
+    ],
+)
+def test_no_list_of_other_files_or_addresses_is_played(tmp_path: Path, text: str) -> None:
+    coded(tmp_path / 'secret.mp4')
+    (tmp_path / 'a.mp4').write_text(text)
+    with pytest.raises(ClipError, match='cannot be decoded'):
+        read_clip(tmp_path / 'a.mp4', grid(4, 1.0))
+
+
+@pytest.mark.parametrize('name', ['pipe:0.mp4', 'concat:a|b.mp4', 'http:a.mp4', 'a%03d.mp4'])
+def test_no_name_is_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    coded(tmp_path / 'plain.mp4').rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert numbers(read_clip(Path(name), grid(10, 3))[0]) == list(range(30))
+
+
+def test_clips_of_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('s4nd.data.clips.files.MAX_CLIP_PIXELS', 4 * 32 * 48)
+    for path in (coded(tmp_path / 'a.mp4'), write_frames(tmp_path / 'frames', 30)):
+        assert len(read_clip(path, grid(4, 1.0), stored_rate=10)[0]) == 4
+        with pytest.raises(ClipError, match='5 frames of 32×48 pixels, expected at most 6144 pixels in all'):
+            read_clip(path, grid(5, 1.0), stored_rate=10)
+
+
+def test_frames_that_are_hidden_or_lead_nowhere(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path / 'frames', 6)
+    (folder / '._frame_1.png').write_bytes(b'what macOS writes beside a file')
+    os.mkfifo(folder / 'frame_7.png')
+    assert numbers(read_clip(folder, grid(10, 0.6), stored_rate=10)[0]) == [0, 1, 2, 3, 4, 5]
+    (folder / 'frame_8.png').symlink_to('nowhere')
+    with pytest.raises(ClipError, match=r'frame_8\.png cannot be read'):
+        read_clip(folder, grid(10, 0.7), stored_rate=10)
 
 
 def test_sound_is_not_a_clip(tmp_path: Path) -> None:
@@ -186,7 +243,7 @@ def test_sound_is_not_a_clip(tmp_path: Path) -> None:
 def coded(path: Path, **options: object) -> Path:
     """Thirty frames, ten per second, from second `begin` on, in sizes that may change; an optional title and turn."""
     av = pytest.importorskip('av')
-    with av.open(str(path), 'w') as container:
+    with av.open(str(path), 'w', format=options.get('format')) as container:
         container.metadata['title'] = str(options.get('title', ''))
         stream = container.add_stream('mpeg4' if path.suffix == '.avi' else 'libx264', rate=10)
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = 32, 48, 'yuv420p', 6
