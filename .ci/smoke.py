@@ -53,8 +53,9 @@ if location.is_relative_to(Path(__file__).resolve().parents[1]):
 for start in ([sys.argv[1]], [sys.executable, '-m', 's4nd']):
     listed = subprocess.run([*start, 'list', 'cifar10'], capture_output=True, text=True, check=True).stdout
     assert 'cifar10/s4nd_isotropic_mini' in listed, listed
-for command in ('train', 'evaluate', 'export', 'report', 'list', 'generate', 'metrics', 'page'):
+for command in ('train', 'evaluate', 'export', 'report', 'list', 'completion', 'generate', 'metrics', 'page'):
     assert len(run(command, '--help').splitlines()) > 2, command
+assert 'cifar10/s4nd_isotropic_mini' in run('completion', 'bash')
 run('trian', code=2)
 run('train', 'cifar10/s4nd_isotropic_mini', 'data.root=nowhere', code=2)
 

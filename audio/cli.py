@@ -9,14 +9,13 @@
 Every command returns its exit status: 2 for bad input, 130 when it was interrupted. `--help` lists its options.
 """
 
-import inspect
 import json
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,11 +25,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from s4nd import cli
+from s4nd.cli import Program
 from s4nd.files import write_atomically
-from s4nd.options import MISSING, describe, option
+from s4nd.options import MISSING, option
 from s4nd.training.checkpoint import find_weights, results_folder
-from s4nd.words import parse_words
 
 from .generation.generator import Generator, check_fits, class_numbers, load_generator, stream
 from .generation.sampling import Sampling, samples_in
@@ -82,36 +80,6 @@ class ExportOptions:
 
     checkpoint: str = option(MISSING, 'folder of a run, or a .safetensors file')
     out: str = option('sashimi.onnx', 'the ONNX file')
-
-
-def generate(arguments: Sequence[str]) -> int:
-    """Generate clips, write each with a picture of its spectrogram (.png), and print the speed.
-
-    In long runs, and when it is interrupted (Ctrl-C, SIGTERM), what there is so far is written as well, as whole files.
-    """
-    return _run(_generate, GenerateOptions, arguments, generate)
-
-
-def metrics(arguments: Sequence[str]) -> int:
-    """Print bits per sample of a model, or the metrics of generated clips; see `s4nd.audio.evaluation.metrics`."""
-    return _run(_metrics, MetricsOptions, arguments, metrics)
-
-
-def page(arguments: Sequence[str]) -> int:
-    """Write a page to listen to real clips beside generated ones; see `s4nd.audio.evaluation.page`."""
-    return _run(_page, PageOptions, arguments, page)
-
-
-def export(arguments: Sequence[str]) -> int:
-    """Write SaShiMi's step as ONNX; see `s4nd.audio.models.onnx`. The status is 1 if the model cannot be exported."""
-    return _run(_export, ExportOptions, arguments, export)
-
-
-def _run(
-    run: Callable[[Any], int], schema: type, arguments: Sequence[str], command: Callable[[Sequence[str]], int]
-) -> int:
-    text = f'{inspect.getdoc(command)}\n\nOptions:\n{describe(schema)}'
-    return cli.run(lambda words: run(parse_words(schema, words)), arguments, lambda _: text)
 
 
 def _generate(options: GenerateOptions) -> int:
@@ -289,3 +257,35 @@ def export_checkpoint(checkpoint: str, out: str) -> dict[str, float]:
     if not isinstance(model, SaShiMi):
         raise ValueError(f'{checkpoint} holds a {type(model).__name__}, which has no step: expected a SaShiMi')
     return {out: export_step(model, out, read_metadata(find_weights(checkpoint)))}
+
+
+generate = Program(
+    _generate,
+    GenerateOptions,
+    """Generate sound, each clip with a picture of its spectrogram (.png).
+
+In long runs, and when it is interrupted (Ctrl-C, SIGTERM), what there is so far is written as well, as whole files.
+The speed is printed at the end.""",
+)
+metrics = Program(
+    _metrics,
+    MetricsOptions,
+    """Measure a model of sound in bits per sample, or generated clips.
+
+`checkpoint` alone measures the likelihood of recordings. `generated` measures FID, IS, mIS, AM and accuracy of a folder
+of clips by a `classifier`.""",
+)
+page = Program(
+    _page,
+    PageOptions,
+    """Write a page to listen to real clips beside generated ones.
+
+The HTML file holds sounds and spectrograms, and needs no other file.""",
+)
+export = Program(
+    _export,
+    ExportOptions,
+    """Write SaShiMi's step as ONNX.
+
+The exit code is 1 if the model cannot be exported, and no file is written then.""",
+)

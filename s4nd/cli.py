@@ -14,28 +14,53 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from s4nd.options import describe, is_out_of_memory, nearest
+from s4nd.words import parse_words
 
-__all__ = ['main', 'run']
+__all__ = ['Program', 'command_names', 'command_options', 'main', 'run']
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command.
+    """Where a command of this package is.
 
     Attributes:
         function: 'module:function' of a list of words.
         summary: what it does.
-        help: 'module:function' of the text of --help, also of a list of words; None: the function prints it itself.
+        help: 'module:function' of the text of --help, also of a list of words.
+        options: 'module:class' of its options, where they are its own.
     """
 
     function: str
     summary: str
-    help: str | None = None
+    help: str
+    options: str | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command of another package, an entry point 's4nd.commands': called with words, it returns the exit code.
+
+    Attributes:
+        function: does what the options say and returns the exit code.
+        options: the dataclass of all words that it takes.
+        text: what --help says before the options; its first line is the summary.
+    """
+
+    function: Callable[[Any], int]
+    options: type
+    text: str
+
+    def __call__(self, words: Sequence[str]) -> int:
+        return run(lambda given: self.function(parse_words(self.options, given)), words, self.help)
+
+    def help(self, words: Sequence[str]) -> str:
+        """The text of --help."""
+        return f'{self.text}\n\nOptions:\n{describe(self.options)}'
 
 
 _OWN = {
@@ -45,11 +70,22 @@ _OWN = {
         'measure a checkpoint at many sizes or rates, with the time per input',
         's4nd.evaluate:help_text',
     ),
-    'export': Command('s4nd.interop.onnx:main', 'write a model as ONNX: images, and SaShiMi', 's4nd.cli:export_help'),
+    'export': Command(
+        's4nd.interop.onnx:main',
+        'write a model as ONNX: images, and SaShiMi',
+        's4nd.cli:export_help',
+        's4nd.interop.onnx:Options',
+    ),
     'report': Command(
-        's4nd.training.report:main', 'compare runs in a table and a picture', 's4nd.training.report:help_text'
+        's4nd.training.report:main',
+        'compare runs in a table and a picture',
+        's4nd.training.report:help_text',
+        's4nd.training.report:Options',
     ),
     'list': Command('s4nd.cli:list_names', 'list models, tasks, configurations and weights', 's4nd.cli:list_help'),
+    'completion': Command(
+        's4nd.completion:main', 'print what completes s4nd in a shell: bash or zsh', 's4nd.cli:completion_help'
+    ),
 }
 
 
@@ -57,13 +93,19 @@ _EXTRAS = {'av': 'video', 'numba': 'fast', 'onnx': 'export', 'onnxruntime': 'exp
 
 
 @cache
-def _commands() -> dict[str, Command]:
-    """Those of this package, and the entry points 's4nd.commands' of others."""
-    others = {
-        entry.name: Command(entry.value, f'see s4nd {entry.name} --help')
-        for entry in entry_points(group='s4nd.commands')
-    }
-    return {**_OWN, **others}
+def _others() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group='s4nd.commands')}
+
+
+def command_names() -> list[str]:
+    """The commands of this package, then those of others."""
+    return [*_OWN, *_others()]
+
+
+def command_options() -> dict[str, type]:
+    """The dataclass of options of each command that has its own; train and evaluate have those of a task."""
+    own: dict[str, Any] = {name: _load(command.options) for name, command in _OWN.items() if command.options}
+    return own | {name: entry.load().options for name, entry in _others().items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,14 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0 if words else 2
     name, *rest = words
-    if name not in _commands():
-        print(f"error: no command '{name}'{nearest(name, list(_commands()))}", file=sys.stderr)
+    if name in _others():
+        return _others()[name].load()(rest)
+    if name not in _OWN:
+        print(f"error: no command '{name}'{nearest(name, command_names())}", file=sys.stderr)
         return 2
-    command = _commands()[name]
-    return run(_function(command.function), rest, None if command.help is None else _function(command.help))
+    return run(_load(_OWN[name].function), rest, _load(_OWN[name].help))
 
 
-def _function(place: str) -> Callable[[list[str]], Any]:
+def _load(place: str) -> Any:
     module, _, name = place.partition(':')
     return getattr(import_module(module), name)
 
@@ -90,7 +133,7 @@ def run(
 ) -> int:
     """Call `command(words)` and return the exit code; a mistake is one line on stderr.
 
-    help_text: gives what --help prints; None: the command does.
+    help_text: gives what --help prints.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable())
@@ -179,9 +222,20 @@ def _is_lost_process(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in lost)
 
 
+def completion_help(words: Sequence[str]) -> str:
+    """The text of `s4nd completion --help`."""
+    from s4nd import completion
+
+    return str(completion.__doc__)
+
+
 def _overview() -> str:
-    width = max(map(len, _commands()))
-    lines = [f'  {name:<{width}}  {command.summary}' for name, command in _commands().items()]
+    summaries = {name: command.summary for name, command in _OWN.items()}
+    for name, entry in _others().items():
+        first = str(entry.load().text).partition('\n')[0].rstrip('.')
+        summaries[name] = first[:1].lower() + first[1:]
+    width = max(map(len, summaries))
+    lines = [f'  {name:<{width}}  {summary}' for name, summary in summaries.items()]
     return '\n'.join([str(__doc__), *lines, '', f'Version {_version()}, in {Path(__file__).parent}'])
 
 

@@ -3,9 +3,8 @@
 s4nd evaluate checkpoint=out/my_run sizes=[8,16,32,24x40] data.root=/path/to/cifar10
 
 `checkpoint` is a weights file of `s4nd train`, the folder of a run (its best weights, else the last), or the name of
-weights that ship, which `s4nd list` shows. Options of the section `eval` need no prefix: `sizes`, `frame_rates`,
-`sample_rates`, `limit`, `resample`. Every other word is an option of the run's configuration, such as device=cpu or
-out=FOLDER.
+weights that ship, which `s4nd list` shows. Options of the section `eval` need no prefix: sizes=[8,16]. Every other
+word is an option of the run's configuration, such as device=cpu or out=FOLDER.
 
 With resample=true each point has a second row: the input is brought to the training point first, the model runs there,
 and the time includes both.
@@ -18,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import timm
 import torch
@@ -27,7 +26,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import s4nd
-from s4nd.options import option_names
+from s4nd.options import describe, option_names
 from s4nd.tasks import Resampled, Task, make_task, task_class
 from s4nd.training.checkpoint import (
     UNNAMED,
@@ -71,8 +70,16 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def help_text(arguments: Sequence[str]) -> str:
-    """The text of `s4nd evaluate --help`."""
-    return f'{__doc__}\ns4nd train --help lists the options of a configuration.'
+    """The module's text, and the options `eval` of the task that `arguments` (task=… or checkpoint=…) name."""
+    given = dict(word.partition('=')[::2] for word in split_words(arguments)[1])
+    name = given.get('task', 'image')
+    if 'checkpoint' in given:
+        name = _config(find_weights(given['checkpoint']), []).task
+    schema = get_type_hints(task_class(name).Config)['eval']
+    return (
+        f'{__doc__}\nOptions of `eval` for the task {name} (checkpoint=… or task=… lists those of another):\n\n'
+        f'{describe(schema)}\n\ns4nd train task={name} --help lists all others.'
+    )
 
 
 def evaluate(task: Task, model: nn.Module, accelerator: Accelerator, weights: str | Path) -> dict[str, Any]:

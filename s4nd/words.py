@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from s4nd.options import check_values, option_names
+from s4nd.options import check_values, nearest, option_names
 
 __all__ = ['parse_words', 'split_words']
 
@@ -48,9 +48,11 @@ def parse_words(schema: type[Options], arguments: Sequence[str]) -> Options:
     """
     known = list(option_names(schema))
     plain, words = split_words(arguments)
-    for word in [*plain, *words]:
-        if word in plain or word.partition('=')[0] not in known:
-            raise ValueError(f'{word!r}: expected key=value with one of {", ".join(known)}')
+    if plain:
+        raise ValueError(f'{plain[0]!r}: expected key=value with one of {", ".join(known)}')
+    for key in (word.partition('=')[0] for word in words):
+        if key not in known:
+            raise ValueError(f"unknown option '{key}'{nearest(key, known)}")
     try:
         # As text: YAML would read a class called `yes` as true.
         merged = OmegaConf.merge(OmegaConf.structured(schema), dict(word.split('=', 1) for word in words))

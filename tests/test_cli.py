@@ -27,7 +27,7 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
     assert outcome(capsys, 'trian') == (2, '', "error: no command 'trian'; did you mean 'train'?\n")
 
 
-@pytest.mark.parametrize('name', ['evaluate', 'export', 'report', 'list'])
+@pytest.mark.parametrize('name', ['evaluate', 'export', 'report', 'list', 'completion'])
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name: str) -> None:
     code, out, _ = outcome(capsys, name, '--help')
     assert code == 0 and len(out.splitlines()) > 2
@@ -45,6 +45,12 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name:
 def test_help_lists_the_options_of_a_task(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
     code, out, _ = outcome(capsys, 'train', *words, '--help')
     assert code == 0 and f'\n  {expected} ' in out and '\n  optim.lr=0.001 ' in out
+
+
+def test_help_of_evaluate_follows_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    for word, option in (('task=series', 'samples=5'), ('checkpoint=sashimi.piano', 'sample_rates=[]')):
+        code, out, _ = outcome(capsys, 'evaluate', word, '--help')
+        assert code == 0 and f'\n  {option} ' in out
 
 
 def test_the_list_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:

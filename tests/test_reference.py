@@ -25,6 +25,10 @@ def test_the_page_is_up_to_date(generate: ModuleType) -> None:
 
 
 def test_every_option_is_described(generate: ModuleType) -> None:
-    schemas = [RunConfig, *generate.COMMANDS.values(), *(generate.task_class(x).Config for x in generate.task_names())]
+    schemas = [
+        RunConfig,
+        *generate.command_options().values(),
+        *(generate.task_class(x).Config for x in generate.task_names()),
+    ]
     rows = [(schema, key, row) for schema in schemas for key, row in generate._rows(schema).items()]
     assert [f'{schema.__name__}.{key}' for schema, key, row in rows if not row[1]] == []

@@ -24,8 +24,8 @@ def test_words_fill_the_options() -> None:
     ('words', 'message'),
     [
         ([], r'path must be given \(path=…\)'),
-        (['path=a', 'cuont=1'], "'cuont=1': expected key=value with one of path, count, note"),
-        (['path'], "'path': expected key=value"),
+        (['path=a', 'cuont=1'], "unknown option 'cuont'; did you mean 'count'"),
+        (['path'], "'path': expected key=value with one of path, count, note"),
         (['path=a', 'count=many'], 'count: .*many'),
     ],
 )

@@ -15,11 +15,13 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from s4nd.files import write_atomically
-from s4nd.words import split_words
+from s4nd.options import describe, option
+from s4nd.words import parse_words, split_words
 
 __all__ = ['draw', 'help_text', 'main', 'points_of', 'read_report', 'table', 'write_report']
 
@@ -181,27 +183,33 @@ def _position(point: str) -> float:
     return math.sqrt(math.prod(numbers)) if len(numbers) > 1 else numbers[0]
 
 
+@dataclass
+class Options:
+    """The command's options, with their defaults."""
+
+    picture: str | None = option(None, 'PNG file of the picture')
+    table: str | None = option(None, 'text file of the table')
+
+
 def main(arguments: Sequence[str]) -> None:
     """Print the table of the given runs; write it and the picture where asked."""
     folders, words = split_words(arguments)
-    options = dict(word.split('=', 1) for word in words)
-    unknown = sorted(options.keys() - {'picture', 'table'})
-    if not folders or unknown:
-        problem = f'unknown option {unknown[0]}; ' if unknown else ''
-        raise ValueError(f'{problem}usage: s4nd report RUN [RUN …] [picture=FILE.png] [table=FILE.txt]')
+    options = parse_words(Options, words)
+    if not folders:
+        raise ValueError('expected runs, usage: s4nd report RUN [RUN …] [picture=FILE.png] [table=FILE.txt]')
     reports = [read_report(folder) for folder in folders]
     text = table(reports)
     print(text)
-    if 'table' in options:
-        write_atomically(options['table'], lambda temporary: temporary.write_text(text + '\n', encoding='utf-8'))
-    if 'picture' in options:
-        draw(options['picture'], reports)
-        print(f'picture: {options["picture"]}')
+    if options.table is not None:
+        write_atomically(options.table, lambda temporary: temporary.write_text(text + '\n', encoding='utf-8'))
+    if options.picture is not None:
+        draw(options.picture, reports)
+        print(f'picture: {options.picture}')
 
 
 def help_text(arguments: Sequence[str]) -> str:
     """The text of `s4nd report --help`."""
-    return str(__doc__)
+    return f'{__doc__}\n{describe(Options)}'
 
 
 def _cell(value: float | None, trained: bool) -> str:

@@ -245,7 +245,7 @@ def test_relative_error_sees_every_output_batch_and_nan() -> None:
         (['size=16', 'model=s4nd_convnext_micro'], 'img_size must be at least 32'),
         (['size=0', 'model=s4nd_isotropic_mini'], "got '0'"),
         (['size=8', 'model=s4nd_isotropic_mini', 'out=model.pt'], "ends in .onnx, got 'model.pt'"),
-        (['sise=8'], "'sise=8': expected key=value with one of size, sizes, checkpoint, model, out"),
+        (['sise=8'], "unknown option 'sise'; did you mean 'size'"),
     ],
 )
 def test_bad_input_is_one_clear_error(

@@ -89,7 +89,7 @@ def test_a_folder_without_a_report(tmp_path: Path, content: str | None, message:
 def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'usage: s4nd report RUN'):
         main([])
-    with pytest.raises(ValueError, match=r'unknown option pictrue; usage'):
+    with pytest.raises(ValueError, match="unknown option 'pictrue'; did you mean 'picture'"):
         main(['out/a', 'pictrue=x.png'])
     write_report(tmp_path, SOUND)
     with pytest.raises(ValueError, match='nothing to draw'):

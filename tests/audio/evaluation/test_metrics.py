@@ -233,7 +233,7 @@ def test_nll_of_a_run_is_that_of_its_report(runs: Path, capsys: pytest.CaptureFi
     ('words', 'message'),
     [
         ([], 'give checkpoint=… (its bits per sample) or generated=…'),
-        (['generate=x', 'checkpoint=y'], "'generate=x': expected key=value with one of checkpoint, generated"),
+        (['generate=x', 'checkpoint=y'], "unknown option 'generate'; did you mean 'generated'"),
         (['generated={}/generated'], 'classifier must be given'),
         (['generated={}/generated', 'classifier={}/model'], 'weights of sashimi, expected spectrogram_classifier'),
         (['generated={}/generated', 'classifier={}/nothing'], 'no checkpoint at'),

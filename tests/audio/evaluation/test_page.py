@@ -60,7 +60,7 @@ def test_which_clips_are_chosen(folders: Path) -> None:
     ('words', 'message'),
     [
         (['generated=x', 'out=y'], 'real must be given'),
-        (['real=x', 'generated=x', 'out=y', 'clips=3'], "'clips=3': expected key=value"),
+        (['real=x', 'generated=x', 'out=y', 'clips=3'], "unknown option 'clips'; known: count, generated, out"),
         (['real=x', 'generated=x', 'out=y', 'count=0'], 'count: expected at least 1, got 0'),
         (['real=x', 'generated=x', 'out=y', 'seconds=0'], 'must be positive, got 6 and 0.0'),
         (['real=/no/such', 'generated=x', 'out=y'], 'no folder at /no/such'),

@@ -232,7 +232,7 @@ def test_command(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (['seconds=1', 'top_p=1.5'], r'top_p must be in (0, 1], got 1.5'),
         (['seconds=1', 'temperature=0'], 'temperature must be positive and finite, got 0.0'),
         (['seconds=1', 'temperature=-1'], 'temperature must be positive and finite, got -1.0'),
-        (['seconds=1', 'temprature=1'], "'temprature=1': expected key=value"),
+        (['seconds=1', 'temprature=1'], "unknown option 'temprature'; did you mean 'temperature'"),
         (['seconds=soon'], 'seconds'),
         ([], 'give either seconds or length, got seconds=None and length=None'),
         (['seconds=1', 'out=a.xyz'], "cannot write '.xyz'"),

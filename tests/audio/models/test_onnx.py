@@ -99,7 +99,7 @@ def test_a_failing_check_leaves_no_file(
         (['checkpoint=nowhere'], 'no checkpoint at nowhere'),
         (['checkpoint=.'], 'holds the weights of s4nd_isotropic_mini, expected sashimi'),
         (['checkpoint=.', 'out=step.pt'], "ends in .onnx, got 'step.pt'"),
-        (['checkpoint=.', 'size=8'], "'size=8': expected key=value with one of checkpoint, out"),
+        (['checkpoint=.', 'size=8'], "unknown option 'size'; known: checkpoint, out"),
     ],
 )
 def test_bad_input(
