@@ -98,8 +98,12 @@ def _generate(options: GenerateOptions) -> int:
     class_numbers(source, sampling.label, sampling.batch)
     check_fits(source, sampling)
     sampling = replace(sampling, prompt=read_prompt(options, rate))
-    check_writable(out, rate)
     names = [out] if options.batch == 1 else [out.with_stem(f'{out.stem}-{i}') for i in range(options.batch)]
+    for path in (*names, *(name.with_suffix('.png') for name in names)):
+        if path.is_dir():
+            raise ValueError(f'out: {path} is a folder, and a file is to be written there')
+    prompted = 0 if sampling.prompt is None else sampling.prompt.shape[-1]
+    check_writable(names[-1], rate, len(names) * (prompted + sampling.samples(rate)))
     start = time.perf_counter()
     waves, interrupted = collect(source, sampling, names)
     spent = time.perf_counter() - start
@@ -111,7 +115,7 @@ def _generate(options: GenerateOptions) -> int:
     for name, wave in zip(names, waves, strict=True):
         print(name)
         print(write_spectrogram(name.with_suffix('.png'), wave, rate, title=title))
-    made = waves.shape[1] - (0 if sampling.prompt is None else sampling.prompt.shape[-1])
+    made = waves.shape[1] - prompted
     speed = made / spent
     print(f'{speed * len(names):.0f} samples/s ({len(names)} × {speed:.0f}, each {speed / rate:.2f} times real time)')
     if interrupted:

@@ -5,6 +5,7 @@ matplotlib (pictures) are imported on first use, so that neither is needed to re
 """
 
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -203,12 +204,18 @@ def write_audio(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: in
     return path
 
 
-def check_writable(path: str | Path, sample_rate: int) -> None:
-    """Write a moment of silence beside `path`, as `write_audio` would, and remove it. Raises as `write_audio` does."""
+def check_writable(path: str | Path, sample_rate: int, samples: int = 64) -> None:
+    """Write a moment of silence beside `path`, as `write_audio` would, remove it, and look for room for `samples`.
+
+    Raises as `write_audio` does.
+    """
     path = Path(path)
     probe = path.with_name(f'.probe-{path.name}')
     write_audio(probe, torch.zeros(64), sample_rate)
     probe.unlink()
+    free = shutil.disk_usage(path.parent).free
+    if path.suffix.lower() == '.wav' and 2 * samples > free:  # the others are smaller, nobody knows by how much
+        raise OSError(f'{path.parent}: {free:,} bytes are free, expected {2 * samples:,} for what is to be written')
 
 
 def _floats(waveform: Tensor | np.ndarray) -> Tensor:

@@ -1,9 +1,11 @@
 """What `generate` made is never lost: the place is tried before the first sample, and another one found at the end."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +26,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ('out', 'message'),
-    [('a.mp3', r'a\.mp3: \.mp3 of 1000 Hz cannot be written'), ('file/a.wav', r'cannot be written: .*GB free.*a\.wav')],
+    [
+        ('a.mp3', r'a\.mp3: \.mp3 of 1000 Hz cannot be written'),
+        ('file/a.wav', r'cannot be written: .*GB free.*a\.wav'),
+        ('folder.wav', r'out: .*folder\.wav is a folder'),
+        ('picture.wav', r'out: .*picture\.png is a folder'),
+        ('x' * 246 + '.wav', 'File name too long'),
+        ('/dev/null/a.wav', 'cannot be written'),
+        ('small/a.wav', r'small: 39 bytes are free, expected 40'),
+    ],
 )
 def test_the_place_is_tried_before_the_first_sample(
     run: Path,
@@ -35,6 +45,12 @@ def test_the_place_is_tried_before_the_first_sample(
     message: str,
 ) -> None:
     (tmp_path / 'file').write_text('')
+    (tmp_path / 'folder.wav').mkdir()
+    (tmp_path / 'picture.png').mkdir()
+    room = shutil.disk_usage
+    monkeypatch.setattr(
+        'shutil.disk_usage', lambda path: SimpleNamespace(free=39) if path.name == 'small' else room(path)
+    )
     monkeypatch.setattr(cli, 'stream', lambda *_: pytest.fail('a sample was made'))
     assert main(['generate', f'checkpoint={run}', 'length=20', f'out={tmp_path / out}']) in (1, 2)
     assert re.search(message, capsys.readouterr().err)
