@@ -19,18 +19,19 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from wavenet import WaveNet, matched_args
 
 from audio import SaShiMi
 from audio.tasks import AudioConfig, AutoregressiveTask, build
+from s4nd import pictures
 from s4nd.files import write_atomically
 from s4nd.training.config import load_config
 from s4nd.training.loop import fit, make_accelerator
 from s4nd.training.report import write_report
 
 mpl.use('Agg')
-import matplotlib.pyplot as plt
 
 CONFIGS = Path(__file__).parents[1] / 'configs' / 'audio'
 SMALL = ('model.args.n_layers=2',)
@@ -69,7 +70,7 @@ def main(words: list[str]) -> None:
     write_atomically(
         out / 'audio_models.json', lambda path: path.write_text(json.dumps(rows, indent=1), encoding='utf-8')
     )
-    picture(rows, out / 'audio_models.png')
+    pictures.write(out / 'audio_models.png', lambda: picture(rows), dark=True)
     print(f'\nwritten to {out}')
 
 
@@ -150,15 +151,16 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """One bar a run: test NLL in bits per sample."""
-    figure, axes = plt.subplots(figsize=(8, 0.45 * len(rows) + 1), layout='constrained')
+def picture(rows: list[dict[str, Any]]) -> Figure:
+    """One bar per run: test NLL in bits per sample."""
+    figure = pictures.figure(0.45 * len(rows) + 1)
+    axes = figure.subplots()
     bars = axes.barh([row['label'] for row in rows], [row['results']['test_nll'] for row in rows])
     axes.bar_label(bars, fmt='%.3f', padding=3)
     axes.invert_yaxis()
     axes.set_xlabel('test NLL, bits per sample (lower is better)')
     axes.margins(x=0.1)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    return figure
 
 
 if __name__ == '__main__':

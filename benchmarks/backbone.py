@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import s4nd
-from s4nd import S4ND
+from s4nd import S4ND, pictures
 
 PAIRS = 's4nd_convnext_tiny:convnext_tiny,s4nd_vit_base_patch16:vit_base_patch16_224'
 
@@ -89,14 +89,14 @@ def measure(ours: str, peer: str, chosen: dict[str, str]) -> dict[str, object]:
 
 
 def picture(rows: list[dict]) -> Figure:
-    figure = Figure(figsize=(7, 3.4), layout='constrained')
+    figure = pictures.figure(3.8)
     axis = figure.subplots()
     for shift, part in ((-0.2, 'inference'), (0.2, 'training')):
         axis.bar([i + shift for i in range(len(rows))], [row[f'{part} ratio'] for row in rows], 0.4, label=part)
-    axis.axhline(1, color='black', linewidth=0.8)
-    axis.set_xticks(range(len(rows)), [f'{row["ours"]}\nagainst {row["peer"]}' for row in rows], fontsize=7)
+    axis.axhline(1, color=pictures.ink(), linewidth=0.8)
+    axis.set_xticks(range(len(rows)), [f'{row["ours"]}\nagainst {row["peer"]}' for row in rows], fontsize=8)
     axis.set_ylabel('images per second / peer')
-    axis.legend()
+    pictures.legend(figure, [axis])
     return figure
 
 

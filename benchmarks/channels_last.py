@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import s4nd
+from s4nd import pictures
 
 MODELS = {
     's4nd_convnext_micro': {}, 's4nd_vit_tiny_patch16': {}, 's4nd_isotropic_mini': {}, 's4nd_ccnn_mini': {},
@@ -74,14 +75,14 @@ def measure(name: str, arguments: dict, chosen: dict[str, str]) -> dict[str, obj
 
 
 def picture(rows: list[dict]) -> Figure:
-    figure = Figure(figsize=(7, 3.4), layout='constrained')
+    figure = pictures.figure(4)
     axis = figure.subplots()
     for shift, part in ((-0.2, 'inference'), (0.2, 'training')):
         axis.bar([i + shift for i in range(len(rows))], [row[f'{part} ratio'] for row in rows], 0.4, label=part)
-    axis.axhline(1, color='black', linewidth=0.8)
-    axis.set_xticks(range(len(rows)), [str(row['model']) for row in rows], fontsize=6, rotation=20)
+    axis.axhline(1, color=pictures.ink(), linewidth=0.8)
+    axis.set_xticks(range(len(rows)), [str(row['model']) for row in rows], fontsize=8, rotation=25, ha='right')
     axis.set_ylabel('channels_last / contiguous')
-    axis.legend()
+    pictures.legend(figure, [axis])
     return figure
 
 
@@ -93,4 +94,4 @@ if __name__ == '__main__':
     for name, arguments in {**MODELS, **PEERS}.items():
         found.append(measure(name, arguments, chosen))
         print(table(found[-1:]), flush=True)
-    save(chosen['out'], 'channels_last', measured, found, picture(found))
+    save(chosen['out'], 'channels_last', measured, found, lambda: picture(found))

@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
 
+from s4nd import pictures
 from s4nd.files import write_atomically
-
-mpl.use('Agg')
 
 Candidates = Mapping[str, Callable[[], object]]
 
@@ -101,11 +99,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return '\n'.join('  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True)) for row in cells)
 
 
-def save(out: str, name: str, measured: str, rows: Sequence[Mapping[str, Any]], figure: Figure | None = None) -> None:
-    """Write <name>.json and the picture <name>.png into the folder `out`, and say so."""
+def save(
+    out: str, name: str, measured: str, rows: Sequence[Mapping[str, Any]], draw: Callable[[], Figure] | None = None
+) -> None:
+    """Write <name>.json and the picture <name>.png, light and dark, into the folder `out`, and say so."""
     folder = Path(out)
     text = json.dumps({'measured': measured, 'rows': list(rows)}, indent=1)
     write_atomically(folder / f'{name}.json', lambda path: path.write_text(text, encoding='utf-8'))
-    if figure is not None:
-        write_atomically(folder / f'{name}.png', lambda path: figure.savefig(path, dpi=110))
+    if draw is not None:
+        pictures.write(folder / f'{name}.png', draw, dark=True)
     print(f'\n{measured}\nwritten to {folder}')

@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from audio.generation import load_generator
 from audio.generation.engine import Engine
 from audio.generation.sampling import EagerLoop, draw
 from audio.models.sashimi import SaShiMi
+from s4nd import pictures
 from s4nd.files import write_atomically
 
 SIZES = {'published': {}, 'small': {'d_model': 16, 'n_layers': 2, 'd_state': 16}}
@@ -105,19 +105,18 @@ def fixed_point_passes(model: SaShiMi, first: int, length: int = 1024, temperatu
     return length
 
 
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    figure = Figure(figsize=(7, 3.2), layout='constrained')
-    FigureCanvasAgg(figure)
+def picture(rows: list[dict[str, Any]]) -> Figure:
+    figure = pictures.figure(3.6)
     axis = figure.subplots()
     names = [f'{row["way"]}, batch {row["batch"]}' for row in rows]
     bars = axis.barh(names, [row['samples_per_second'] for row in rows])
     axis.bar_label(bars, [f'{row["samples_per_second"]:.0f} ({row["ratio_to_eager"]:.1f}×)' for row in rows], padding=3)
-    axis.axvline(RATE, color='black', linewidth=0.8, linestyle='--')
+    axis.axvline(RATE, color=pictures.ink(), linewidth=0.8, linestyle='--')
     axis.set_xscale('log')
     axis.margins(x=0.25)
     axis.set_xlabel(f'samples per second, all rows together (dashed: {RATE})')
     axis.invert_yaxis()
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    return figure
 
 
 def main(out: Path, size: str, checkpoint: str | None) -> None:
@@ -146,7 +145,7 @@ def main(out: Path, size: str, checkpoint: str | None) -> None:
     write_atomically(
         out / 'generation.json', lambda path: path.write_text(json.dumps(report, indent=1), encoding='utf-8')
     )
-    picture(rows, out / 'generation.png')
+    pictures.write(out / 'generation.png', lambda: picture(rows), dark=True)
     print(f'\nwritten to {out}')
 
 

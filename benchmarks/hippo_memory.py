@@ -10,15 +10,11 @@ relative error over the last 800 samples.
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from s4nd import hippo
-from s4nd.files import write_atomically
-
-mpl.use('Agg')
-import matplotlib.pyplot as plt
+from s4nd import hippo, pictures
 
 SAMPLES, WINDOW, FADE = 2000, 800, 20
 WINDOWS = {'legs': None, 'legt': float(WINDOW), 'fout': float(WINDOW), 'lagt': float(FADE)}
@@ -39,7 +35,7 @@ def signal() -> Tensor:
 
 
 def reconstruct(u: Tensor, measure: str, d_state: int) -> Tensor:
-    """The memory's idea of the past, at the middle of each sample that it speaks of, oldest first."""
+    """The past as the memory reconstructs it, at the middle of each sample, oldest first."""
     window = WINDOWS[measure]
     memory = hippo.Memory(measure, d_state, window)
     state = memory.init_state(1)
@@ -49,21 +45,32 @@ def reconstruct(u: Tensor, measure: str, d_state: int) -> Tensor:
     return memory.reconstruct(state, ages / (window or SAMPLES))[0].flip(0)
 
 
-def draw(d_state: int, path: Path) -> None:
+def draw(u: Tensor, memories: dict[str, Tensor], d_state: int) -> Figure:
     """A panel for each measure: the signal in gray, the reconstruction over it."""
-    u = signal()
-    figure, axes = plt.subplots(4, 1, figsize=(9, 7), sharex=True, sharey=True, layout='constrained')
-    for axis, (measure, title) in zip(axes, TITLES.items(), strict=True):
-        found = reconstruct(u, measure, d_state)
-        error = (found[-WINDOW:] - u[-WINDOW:]).norm() / u[-WINDOW:].norm()
-        axis.plot(u, color='0.7', linewidth=3)
-        axis.plot(range(SAMPLES - len(found), SAMPLES), found, color='tab:red', linewidth=1)
-        axis.set_ylim(-4, 4)
-        axis.set_title(f'{title} (error over the last {WINDOW}: {100 * error:.2g} %)', fontsize=10, loc='left')
-        print(f'{measure}: relative error over the last {WINDOW} samples {error:.2g}')
+    figure = pictures.figure(7)
+    axes = figure.subplots(4, 1, sharex=True, sharey=True)
+    for axis, (measure, found) in zip(axes, memories.items(), strict=True):
+        axis.plot(u, color=pictures.faint(), linewidth=5, label='signal')
+        axis.plot(range(SAMPLES - len(found), SAMPLES), found, color='C1', linewidth=1.2, label='reconstructed')
+        axis.set_ylim(-3, 3)
+        axis.set_ylabel('value')
+        axis.set_title(f'{TITLES[measure]} (error over the last {WINDOW}: {100 * error(u, found):.2g} %)')
+    pictures.legend(figure, axes)
     axes[-1].set_xlabel(f'sample; the present is at the right, each memory is {d_state} numbers')
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100))
-    print(f'written to {path}')
+    return figure
+
+
+def error(u: Tensor, found: Tensor) -> float:
+    """Relative error over the last WINDOW samples."""
+    return float((found[-WINDOW:] - u[-WINDOW:]).norm() / u[-WINDOW:].norm())
+
+
+def main(d_state: int, path: Path) -> None:
+    u = signal()
+    memories = {measure: reconstruct(u, measure, d_state) for measure in TITLES}
+    for measure, found in memories.items():
+        print(f'{measure}: relative error over the last {WINDOW} samples {error(u, found):.2g}')
+    print(*pictures.write(path, lambda: draw(u, memories, d_state)))
 
 
 if __name__ == '__main__':
@@ -71,4 +78,4 @@ if __name__ == '__main__':
     unknown = set(options) - {'out', 'd_state'}
     if unknown:
         sys.exit(f'unknown option {sorted(unknown)}: expected out=FOLDER or d_state=N')
-    draw(int(options.get('d_state', 64)), Path(options.get('out', 'docs/pictures')) / 'hippo_memory.png')
+    main(int(options.get('d_state', 64)), Path(options.get('out', 'docs/pictures')) / 'hippo_memory.png')

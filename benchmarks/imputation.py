@@ -22,7 +22,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from common import options, save, setup, table
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 from audio.data.parts import folder_parts
 from audio.data.plucked import PluckedClips
+from s4nd import pictures
 from s4nd.data import blackout, future, random_missing
 from s4nd.data.series.sets import SeriesData
 from s4nd.files import write_atomically
@@ -213,23 +213,23 @@ def report_of(name: str, seed: int, parts: dict[str, Tensor], chosen: dict[str, 
     return json.loads((out / 'report.json').read_text(encoding='utf-8'))
 
 
-def picture(model: Imputer, values: Tensor, steps: int) -> Figure:
+def picture(values: Tensor, mask: Tensor, draws: list[Tensor]) -> Figure:
     """Three gaps of 16: the clip, a straight line, and five draws."""
-    mask = held_out_masks(values)['gap of 16']
-    draws = [impute(model, values, mask, seed=seed, steps=steps) for seed in range(5)]
     line = interpolated(values, mask)
-    figure, axes = plt.subplots(3, 1, figsize=(9, 6), layout='constrained')
+    figure = pictures.figure(6)
+    axes = figure.subplots(3, 1)
     for axis, row in zip(axes, range(0, len(values), -(-len(values) // 3)), strict=False):
         gap = (~mask[row, 0]).nonzero()[:, 0]
         shown = torch.arange(max(0, int(gap[0]) - 32), min(values.shape[-1], int(gap[-1]) + 33))
         inside = torch.arange(max(0, int(gap[0]) - 1), min(values.shape[-1], int(gap[-1]) + 2))
-        axis.axvspan(int(gap[0]) - 0.5, int(gap[-1]) + 0.5, color='0.93')
+        axis.axvspan(int(gap[0]) - 0.5, int(gap[-1]) + 0.5, color=pictures.faint(), alpha=0.5)
         for draw in draws:
-            axis.plot(inside, draw[row, 0, inside], color='tab:red', linewidth=1, alpha=0.6)
-        axis.plot(inside, line[row, 0, inside], color='tab:blue', linewidth=1, linestyle='--')
-        axis.plot(shown, values[row, 0, shown], color='black', linewidth=1.5)
-    axes[0].set_title('black: the clip; red: five draws of SSSD-S4; blue: a straight line', fontsize=10, loc='left')
-    axes[-1].set_xlabel(f'sample, {RATE // 1000} a ms')
+            axis.plot(inside, draw[row, 0, inside], color='C1', linewidth=1, alpha=0.7, label='five draws of SSSD-S4')
+        axis.plot(inside, line[row, 0, inside], color='C0', linewidth=1.2, linestyle='--', label='a straight line')
+        axis.plot(shown, values[row, 0, shown], color=pictures.ink(), linewidth=1.5, label='the clip')
+        axis.set_ylabel('amplitude')
+    pictures.legend(figure, axes)
+    axes[-1].set_xlabel(f'sample ({RATE // 1000} per ms)')
     return figure
 
 
@@ -265,7 +265,9 @@ def main(chosen: dict[str, str]) -> None:
         model, _ = make_model('sssd-s4', chosen)
         load_weights(out / data / f'sssd-s4-{seed}' / 'last.safetensors', model, 'sssd-s4')
         test = series(data, roots[data], int(chosen['clips']))['test']
-        figure = picture(model.eval(), test, int(chosen['steps']))
+        mask, steps = held_out_masks(test)['gap of 16'], int(chosen['steps'])
+        draws = [impute(model.eval(), test, mask, seed=seed, steps=steps) for seed in range(5)]
+        figure = partial(picture, test, mask, draws)
     save(chosen['out'], 'imputation', measured, rows, figure)
 
 

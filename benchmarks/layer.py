@@ -14,7 +14,7 @@ from common import medians, options, save, setup, table
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from s4nd import S4ND
+from s4nd import S4ND, pictures
 
 STAGES = [(8, 96, 56, 56), (8, 192, 28, 28), (8, 384, 14, 14), (8, 768, 7, 7)]
 SIZES = [(2, 16, 64, 64), (2, 16, 128, 128), (2, 16, 256, 256), (2, 16, 512, 512), (2, 16, 1024, 1024)]
@@ -84,16 +84,17 @@ def measure(shape: tuple[int, ...], rounds: int, device: str) -> dict[str, objec
 
 
 def picture(rows: list[dict]) -> Figure:
-    figure = Figure(figsize=(9, 3.6), layout='constrained')
-    for axis, part in zip(figure.subplots(1, 2), ('forward', 'training'), strict=True):
+    figure = pictures.figure(4.2)
+    panels = figure.subplots(1, 2)
+    for axis, part in zip(panels, ('forward', 'training'), strict=True):
         places = range(len(rows))
-        axis.bar(places, [row[f'{part} / conv'] for row in rows], color='tab:blue', label='S4ND')
+        axis.bar(places, [row[f'{part} / conv'] for row in rows], color='C0', label='S4ND')
         published = [row[f'{part} / conv'] * row[f'published / {part}'] for row in rows]
-        axis.plot(places, published, 'o', color='tab:red', label='published method')
-        axis.axhline(1, color='black', linewidth=0.8)
+        axis.plot(places, published, 'D', color='C1', label='published method')
+        axis.axhline(1, color=pictures.ink(), linewidth=0.8, label='depthwise convolution')
         axis.set(yscale='log', title=part, ylabel='time / depthwise convolution')
-        axis.set_xticks(places, [row['shape'] for row in rows], rotation=60, ha='right', fontsize=7)
-        axis.legend()
+        axis.set_xticks(places, [row['shape'] for row in rows], rotation=60, ha='right', fontsize=8)
+    pictures.legend(figure, panels)
     return figure
 
 
@@ -107,4 +108,4 @@ if __name__ == '__main__':
         found.append(measure(shape, rounds, chosen['device']))
         print(table(found).splitlines()[-1] if len(found) > 1 else table(found), flush=True)
     print(f'\n{table(found)}')
-    save(chosen['out'], 'layer', measured, found, picture(found))
+    save(chosen['out'], 'layer', measured, found, lambda: picture(found))

@@ -13,6 +13,7 @@ from common import medians, options, peak_memory, save, setup, table
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from s4nd import pictures
 from s4nd.ops import separable_conv
 
 
@@ -68,15 +69,15 @@ def measure(batch: int, features: int, length: int, rounds: int, device: str) ->
 
 
 def picture(rows: list[dict]) -> Figure:
-    figure = Figure(figsize=(6, 3.6), layout='constrained')
+    figure = pictures.figure(4)
     axis = figure.subplots()
     lengths = [row['length'] for row in rows]
-    for name in ('forward ratio', 'training ratio', 'memory ratio'):
-        if name in rows[0]:
-            axis.plot(lengths, [row[name] for row in rows], 'o-', label=name)
-    axis.axhline(1, color='black', linewidth=0.8)
-    axis.set(xscale='log', xlabel='length', ylabel='plain FFT / ours')
-    axis.legend()
+    for name, marker in (('forward', 'o'), ('training', 's'), ('memory', '^')):
+        if f'{name} ratio' in rows[0]:
+            axis.plot(lengths, [row[f'{name} ratio'] for row in rows], f'{marker}-', label=name)
+    axis.axhline(1, color=pictures.ink(), linewidth=0.8)
+    axis.set(xscale='log', xlabel='length', ylabel='plain FFT / ours (above 1: ours is better)')
+    pictures.legend(figure, [axis])
     return figure
 
 
@@ -93,4 +94,4 @@ if __name__ == '__main__':
         print(table(found).splitlines()[-1] if len(found) > 1 else table(found), flush=True)
         length *= 4
     print(f'\n{table(found)}')
-    save(chosen['out'], 'longconv', measured, found, picture(found))
+    save(chosen['out'], 'longconv', measured, found, lambda: picture(found))

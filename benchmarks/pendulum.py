@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 from common import options, save, setup, table
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s4nd import param_groups
+from s4nd import param_groups, pictures
 from s4nd.models.sequence import SequenceModel
 from s4nd.resolution import time_steps
 
@@ -127,15 +126,16 @@ def train(model: Follower, data: Film, updates: int, seed: int) -> None:
 
 
 def draw(test: Film, followed: Mapping[str, Tensor]) -> Figure:
-    """One clip: the sine of the angle at the frames that are there, and what each system says."""
-    figure, axis = plt.subplots(figsize=(9, 3.2), layout='constrained')
+    """One clip: the sine of the angle at the frames that are there, and what each system predicts."""
+    figure = pictures.figure(3.8)
+    axis = figure.subplots()
     seconds = test.times[0] * SPACING
-    axis.plot(seconds, test.target[0, :, 0], 'o-', color='0.7', linewidth=3, label='truth')
+    axis.plot(seconds, test.target[0, :, 0], 'o-', color=pictures.faint(), linewidth=4, label='truth')
     for name, y in followed.items():
         axis.plot(seconds, y[0, :, 0], '.-', linewidth=1, label=name)
     axis.set_xlabel('seconds; a point per frame that is there')
     axis.set_ylabel('sin θ')
-    axis.legend(fontsize=8, ncols=3)
+    pictures.legend(figure, [axis], columns=5)
     return figure
 
 
@@ -164,9 +164,7 @@ def main() -> None:
             row = {'MSE ×10⁻³': float(errors.mean()), f'after frame {EARLY}': float(errors[EARLY:].mean())}
             count = sum(p.numel() for p in model.parameters())
             rows.append({'system': name, 'seed': seed, **row, 'parameters': count, 'CPU s': spent})
-            figure = draw(test, followed)
-            save(given['out'], 'pendulum', measured, rows, figure)
-            plt.close(figure)
+            save(given['out'], 'pendulum', measured, rows, lambda: draw(test, followed))
             print(table(rows), flush=True)
 
 

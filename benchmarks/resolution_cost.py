@@ -16,6 +16,7 @@ from common import medians, options, save, setup, table
 from matplotlib.figure import Figure
 
 import s4nd  # noqa: F401 (registers the models)
+from s4nd import pictures
 
 
 def measure(models: dict[str, torch.nn.Module], sizes: list[int], batch: int, rounds: int, device: str) -> list[dict]:
@@ -33,12 +34,12 @@ def measure(models: dict[str, torch.nn.Module], sizes: list[int], batch: int, ro
 
 
 def picture(rows: list[dict]) -> Figure:
-    figure = Figure(figsize=(5, 3.4), layout='constrained')
+    figure = pictures.figure(4)
     axis = figure.subplots()
     for name in ('ours', 'peer'):
         axis.plot([row['size'] for row in rows], [row[f'{name} ms'] for row in rows], 'o-', label=name)
     axis.set(xlabel='size (pixels per side)', ylabel='ms per image', xscale='log', yscale='log')
-    axis.legend()
+    pictures.legend(figure, [axis])
     return figure
 
 
@@ -54,4 +55,4 @@ if __name__ == '__main__':
     sizes = [round(size * factor) // 32 * 32 for factor in (1, 1.5, 2, 3)]
     rows = measure(models, sizes, int(chosen['batch']), int(chosen['rounds']), chosen['device'])
     print(table(rows))
-    save(chosen['out'], 'resolution_cost', measured, rows, picture(rows))
+    save(chosen['out'], 'resolution_cost', measured, rows, lambda: picture(rows))

@@ -19,15 +19,12 @@ import math
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from s4nd import S4ND
+from s4nd import S4ND, pictures
 from s4nd.files import write_atomically
-
-mpl.use('Agg')
-import matplotlib.pyplot as plt
 
 DRAWS = 8
 BANDLIMITS = (None, 1.0, 0.5, 0.2)
@@ -56,7 +53,7 @@ LAYERS = {
 
 
 def drift(low: int, high: int, cycles: float, bandlimit: float | None, sampling: str, layer: dict) -> list[float]:
-    """Relative difference of the outputs at two sizes, one number a draw."""
+    """Relative difference of the outputs at two sizes, one number per draw."""
     found = []
     for seed in range(DRAWS):
         torch.manual_seed(seed)
@@ -86,23 +83,25 @@ def main(out: Path) -> None:
     write_atomically(
         out / 'resolution_drift.json', lambda path: path.write_text(json.dumps(rows, indent=1), encoding='utf-8')
     )
-    picture(rows, out / 'resolution_drift.png')
+    pictures.write(out / 'resolution_drift.png', lambda: picture(rows), dark=True)
     print(f'\nwritten to {out}')
 
 
-def picture(rows: list[dict], path: Path) -> None:
+def picture(rows: list[dict]) -> Figure:
     """Bars for each kind of layer, one panel for each setting, point samples."""
-    figure, axes = plt.subplots(1, len(SETTINGS), figsize=(4 * len(SETTINGS), 3.2), layout='constrained')
+    figure = pictures.figure(6.5)
+    axes = figure.subplots(len(SETTINGS), 1)
     for axis, (low, high, cycles) in zip(axes, SETTINGS, strict=True):
         chosen = [r for r in rows if (r['low'], r['high'], r['cycles'], r['sampling']) == (low, high, cycles, 'point')]
         for shift, name in zip((-0.28, 0.0, 0.28), LAYERS, strict=True):
             bars = axis.bar([i + shift for i in range(len(chosen))], [100 * r[name] for r in chosen], 0.27, label=name)
-            axis.bar_label(bars, fmt='%.1f', fontsize=6)
+            axis.bar_label(bars, fmt='%.1f', fontsize=9)
         axis.set_xticks(range(len(chosen)), [f'α = {r["bandlimit"]}' if r['bandlimit'] else 'no limit' for r in chosen])
-        axis.set_title(f'{low} → {high} samples, up to {cycles} cycles', fontsize=10)
-    axes[0].set_ylabel('output difference, %')
-    axes[0].legend(fontsize=8)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
+        axis.margins(y=0.12)
+        axis.set_ylabel('difference (%)')
+        axis.set_title(f'{low} → {high} samples, up to {cycles} cycles')
+    pictures.legend(figure, axes)
+    return figure
 
 
 if __name__ == '__main__':

@@ -33,6 +33,7 @@ from small_models import VARIANTS
 from small_tasks import SETTINGS, Setting
 from torch import Tensor, nn
 
+from s4nd import pictures
 from s4nd.files import write_atomically
 from s4nd.training.config import ModelConfig, OptimConfig, RunConfig
 from s4nd.training.loop import NonFiniteError, fit
@@ -200,23 +201,23 @@ def claims(results: Sequence[Result]) -> str:
 
 
 def draw(rows: Sequence[Result]) -> Figure:
-    """A panel a task, a line a kernel: accuracy at half, the same and twice the resolution of training."""
+    """One panel per task, one line per kernel: accuracy at half, the same and twice the resolution of training."""
     tasks = list(dict.fromkeys(row['task'] for row in rows))
     kernels = [name for name in VARIANTS if any(row['kernel'] == name for row in rows)]
-    figure = Figure(figsize=(3 * len(tasks) + 1.5, 0.28 * len(kernels) + 1.2), layout='constrained')
+    figure = pictures.figure(0.27 * len(kernels) + 1.4)
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    marks = {'×½': ('v', 'tab:orange'), '×2': ('^', 'tab:green'), '×1': ('o', 'tab:blue')}
+    marks = {'×½': ('v', 'C1'), '×2': ('^', 'C2'), '×1': ('o', 'C0')}
     for panel, task in zip(panels, tasks, strict=True):
         found = {row['kernel']: row for row in rows if row['task'] == task}
         for key, (marker, color) in marks.items():
             places = [kernels.index(name) for name in found]
             panel.scatter([row[key] for row in found.values()], places, marker=marker, color=color, label=key, s=28)
-        panel.set_title(task, fontsize=10)
+        panel.set_title(task)
         panel.set_xlabel('variance explained (%)' if task == 'delay' else 'accuracy (%)')
-        panel.grid(alpha=0.3)
+        panel.grid(axis='both')
     panels[0].set_yticks(range(len(kernels)), kernels)
     panels[0].invert_yaxis()
-    panels[0].legend(fontsize=8)
+    pictures.legend(figure, panels[:1])
     return figure
 
 
@@ -253,7 +254,7 @@ def main() -> None:
     text = f'{tables(rows)}\n{claims(results)}'
     print(f'\n{text}')
     write_atomically(out / 'side_by_side.md', lambda path: path.write_text(text, 'utf-8'))
-    save(given['out'], 'side_by_side', measured, rows, draw(rows))
+    save(given['out'], 'side_by_side', measured, rows, lambda: draw(rows))
 
 
 if __name__ == '__main__':

@@ -10,19 +10,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from s4nd import S4, S4ND
-from s4nd.files import write_atomically
+from s4nd import S4, S4ND, pictures
 from s4nd.kernels import S4DKernel
-
-mpl.use('Agg')
-import matplotlib.pyplot as plt
 
 LENGTH, FINE = 64, 32  # samples of the tour's signal; Runge-Kutta steps per sample
 
@@ -188,9 +183,6 @@ def axis_claims() -> dict[str, float]:
     return {'two axes are one kernel, the outer product': difference(layer(u[None, None]), y)}
 
 
-GRAY, RED, BLUE = '0.75', 'tab:red', 'tab:blue'
-
-
 def draw_views() -> Figure:
     """The input, and the same output as a curve, as a walk and as a sum."""
     kernel, u = example().kernels[0], signal()
@@ -198,28 +190,30 @@ def draw_views() -> Figure:
     states, curve = solve(kernel, u)
     _, outputs = recur(kernel, u)
     ends = torch.arange(LENGTH) + 1
-    figure, axes = plt.subplots(4, 1, figsize=(9, 8.5), sharex=True, layout='constrained')
-    axes[0].stairs(u.numpy(), np.arange(LENGTH + 1), color='black')
-    axes[0].set_title('The input u: one number a sample, held until the next', fontsize=10, loc='left')
-    axes[1].plot(time, states.real, color=BLUE, linewidth=1, label=['state 1, real part', 'state 2, real part'])
+    figure = pictures.figure(8.5)
+    axes = figure.subplots(4, 1, sharex=True)
+    axes[0].stairs(u.numpy(), np.arange(LENGTH + 1), color=pictures.ink())
+    axes[0].set_title('Input u: one number per sample, held until the next')
+    axes[1].plot(time, states.real, color='C0', linewidth=1.2, label=['real part of state 1', 'real part of state 2'])
     axes[1].lines[1].set_linestyle('--')
-    axes[1].plot(time, curve, color=GRAY, linewidth=3, label='output')
-    axes[1].set_title('Continuous: x′ = A x + B u, solved as an ODE; the output 2 Re(C x)', fontsize=10, loc='left')
-    axes[1].legend(loc='upper right', fontsize=8)
-    axes[2].plot(time, curve, color=GRAY, linewidth=3)
-    axes[2].plot(ends, outputs, '.', color=RED, markersize=5)
-    axes[2].set_title('Recurrent: one step a sample, from one red point to the next', fontsize=10, loc='left')
-    axes[3].plot(time, curve, color=GRAY, linewidth=3)
+    axes[1].plot(time, curve, color=pictures.faint(), linewidth=5, label='output of the ODE')
+    axes[1].set_title('Continuous: x′ = A x + B u, solved as an ODE; the output is 2 Re(C x)')
+    axes[2].plot(time, curve, color=pictures.faint(), linewidth=5)
+    axes[2].plot(ends, outputs, '.', color='C1', markersize=5, label='one output per sample')
+    axes[2].set_title('Recurrent: one step per sample')
+    axes[3].plot(time, curve, color=pictures.faint(), linewidth=5)
     taps, answers = kernel(LENGTH)[0, 0], []
-    for start, stop, color, name in ((4, 12, 'tab:orange', 'the ramp'), (28, 48, 'tab:green', 'the block')):
+    for start, stop, color, name in ((4, 12, 'C0', 'the ramp'), (28, 48, 'C2', 'the block')):
         part = torch.zeros_like(u)
         part[start:stop] = u[start:stop]
         answers.append(convolve(part, taps)[:LENGTH])
-        axes[3].plot(ends, answers[-1], '.', color=color, markersize=4, label=f'taps * {name}')
-    axes[3].plot(ends, sum(answers), '.', color=RED, markersize=5, label='their sum')
-    axes[3].legend(loc='upper left', fontsize=8)
-    axes[3].set_title('Convolutional: what each part of the input leaves behind, and the sum', fontsize=10, loc='left')
-    axes[3].set_xlabel('time, in samples')
+        axes[3].plot(ends, answers[-1], '.', color=color, markersize=4, label=f'response to {name}')
+    axes[3].plot(ends, sum(answers), '.', color='C1', markersize=5)
+    axes[3].set_title('Convolutional: the separate responses to the ramp and the block, and their sum')
+    axes[3].set_xlabel('time (samples)')
+    for axis in axes:
+        axis.set_ylabel('value')
+    pictures.legend(figure, axes, columns=3)
     return figure
 
 
@@ -228,15 +222,29 @@ def draw_step() -> Figure:
     kernel = example().kernels[0]
     shown = 32
     time = torch.linspace(0, shown, 400, dtype=torch.float64)
-    figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), sharey=True, layout='constrained')
+    figure = pictures.figure(3)
+    axes = figure.subplots(1, 3, sharey=True)
     for axis, step in zip(axes, (0.5, 1.0, 2.0), strict=True):
         count = round(shown / step)
         heights = (kernel(count, step)[0, 0] / step).numpy()
-        axis.bar(np.arange(count) * step, heights, step, align='edge', color=RED, alpha=0.5, edgecolor='white')
-        axis.plot(time, continuous_kernel(kernel, time), color='black', linewidth=1)
-        axis.set_title(f'step {step:g}: {count} taps', fontsize=10)
-        axis.set_xlabel('lag, in samples of the training grid')
+        axis.bar(
+            np.arange(count) * step,
+            heights,
+            step,
+            align='edge',
+            color='C1',
+            alpha=0.6,
+            linewidth=0.6,
+            edgecolor=pictures.ink(),
+            label='taps',
+        )
+        axis.plot(
+            time, continuous_kernel(kernel, time), color=pictures.ink(), linewidth=1.2, label='continuous kernel k(t)'
+        )
+        axis.set_title(f'step {step:g}: {count} taps')
+        axis.set_xlabel('lag (training samples)')
     axes[0].set_ylabel('tap / step')
+    pictures.legend(figure, axes)
     return figure
 
 
@@ -244,19 +252,27 @@ def draw_sides() -> Figure:
     """Centered taps, each over its cell, at step 1 and at step 1/3."""
     kernel = example(S4ND, grid=(LENGTH,)).kernels[0]
     shown = 12
-    figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), sharey=True, layout='constrained')
+    figure = pictures.figure(3)
+    axes = figure.subplots(1, 2, sharey=True)
     for axis, finer in zip(axes, (1, 3), strict=True):
         reach = shown * finer + finer // 2
         sides = kernel(reach + 1, 1 / finer, cells=True)[:, 0] * finer
         lags = np.arange(-reach, reach + 1) / finer
         heights = torch.cat([sides[1, 1:].flip(0), sides[0, :1] + sides[1, :1], sides[0, 1:]]).numpy()
-        axis.bar(lags, heights, 1 / finer, color=RED, alpha=0.5, edgecolor='white')
+        axis.bar(lags, heights, 1 / finer, color='C1', alpha=0.6, linewidth=0.6, edgecolor=pictures.ink(), label='taps')
         for side, sign in ((0, 1), (1, -1)):
             time = torch.linspace(0, shown + 0.5, 300, dtype=torch.float64)
-            axis.plot(sign * time, continuous_kernel(kernel, time, side), color='black', linewidth=1)
-        axis.set_title('the training grid' if finer == 1 else 'three times as fine', fontsize=10)
-        axis.set_xlabel('lag, in samples of the training grid')
+            axis.plot(
+                sign * time,
+                continuous_kernel(kernel, time, side),
+                color=pictures.ink(),
+                linewidth=1.2,
+                label='continuous kernel',
+            )
+        axis.set_title('training grid' if finer == 1 else 'three times as fine')
+        axis.set_xlabel('lag (training samples)')
     axes[0].set_ylabel('tap / step')
+    pictures.legend(figure, axes)
     return figure
 
 
@@ -267,26 +283,21 @@ def draw_axes() -> Figure:
     shown = slice(center - 20, center + 21)
     rows, columns = rows[0, 0, shown], columns[0, 0, shown]
     lags = torch.arange(-20, 21)
-    figure, axes = plt.subplots(
-        2,
-        2,
-        figsize=(5, 5),
-        width_ratios=(1, 3),
-        height_ratios=(3, 1),
-        sharex='col',
-        sharey='row',
-        layout='constrained',
-    )
+    figure = pictures.figure(5.4)
+    axes = figure.subplots(2, 2, width_ratios=(1, 3), height_ratios=(3, 1), sharex='col', sharey='row')
     product = torch.outer(rows, columns).numpy()
     limit = np.abs(product).max()
-    axes[0, 0].plot(rows, lags, color=RED)
-    axes[0, 0].set_ylabel('lag down')
-    axes[0, 1].imshow(
-        product, cmap='RdBu', vmin=-limit, vmax=limit, extent=(-20.5, 20.5, 20.5, -20.5), interpolation='nearest'
-    )
-    axes[1, 1].plot(lags, columns, color=RED)
-    axes[1, 1].set_xlabel('lag across')
+    axes[0, 0].plot(rows, lags, color='C1')
+    axes[0, 0].set(ylabel='lag down (pixels)', title='down')
+    extent = (-20.5, 20.5, 20.5, -20.5)
+    image = axes[0, 1].imshow(product, cmap=pictures.diverging(), vmin=-limit, vmax=limit, extent=extent, aspect='auto')
+    axes[0, 1].set_title('the 2-D kernel: their outer product')
+    figure.colorbar(image, ax=axes[0, 1], label='tap')
+    axes[1, 1].plot(lags, columns, color='C1')
+    axes[1, 1].set(xlabel='lag across (pixels)', title='across', ylabel='tap')
     axes[1, 0].axis('off')
+    axes[0, 0].tick_params(labelbottom=True)
+    axes[0, 0].set_xlabel('tap')
     return figure
 
 
@@ -302,9 +313,7 @@ def main(out: Path) -> None:
     for name, value in claims().items():
         print(f'{value:.0e}  {name}')
     for name, draw in PICTURES.items():
-        figure = draw()
-        write_atomically(out / f'{name}.png', lambda path, figure=figure: figure.savefig(path, dpi=100))
-        plt.close(figure)
+        pictures.write(out / f'{name}.png', draw, dark=True)
     print(f'pictures written to {out}')
 
 

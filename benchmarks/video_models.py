@@ -10,6 +10,7 @@ rate, writes video_models.txt and .png, moving.png with a clip of each class, th
 memory (speed=false: not).
 """
 
+import math
 import subprocess
 import sys
 import time
@@ -20,11 +21,11 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from common import peak_memory, save, setup, table
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from s4nd import pictures
 from s4nd.data import MOTIONS, ClipGrid, MovingSet, Splits, fashion_mnist
-from s4nd.files import write_atomically
 from s4nd.models import load_checkpoint
 from s4nd.tasks.clips import VideoTask
 from s4nd.training import report
@@ -58,19 +59,24 @@ def main(words: list[str]) -> None:
 
 
 def show_motions(root: str, path: Path) -> None:
-    """One clip of each class beside its name, in two columns, four frames per second."""
+    """One clip of each class beside its name, in two columns, two frames per second."""
     scenes = MovingSet.draw(fashion_mnist(root, download=False, train=False).images, len(MOTIONS), seed=0)
-    clips = scenes.at(ClipGrid((64, 64), 4, 2))[:, 0]
-    frames = F.pad(clips.transpose(1, 2), (0, 4), value=255).flatten(2)  # side by side, a gap after each
-    figure = Figure(figsize=(11, 4.2), layout='constrained')
-    FigureCanvasAgg(figure)
+    clips = scenes.at(ClipGrid((64, 64), 2, 2))[:, 0].float()
+    frames = F.pad(clips.transpose(1, 2), (0, 4), value=math.nan).flatten(2)  # side by side, a gap after each
+    labels = scenes.labels.tolist()
+    pictures.write(path, lambda: motions(frames, labels), dark=True)
+
+
+def motions(frames: Tensor, labels: list[int]) -> Figure:
+    """A strip of frames per motion, in two columns."""
+    figure = pictures.figure(5)
     places = figure.subplots(len(MOTIONS) // 2, 2).T.flatten()
-    for place, strip, label in zip(places, frames, scenes.labels.tolist(), strict=True):
+    for place, strip, label in zip(places, frames, labels, strict=True):
         place.imshow(strip, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-        place.set_ylabel(MOTIONS[label], rotation=0, ha='right', va='center', color='#80808a')
+        place.set_ylabel(MOTIONS[label], rotation=0, ha='right', va='center')
         place.set(xticks=[], yticks=[])
         place.set_frame_on(False)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format='png', transparent=True))
+    return figure
 
 
 def train_one(run: str, root: str, out: Path, overrides: list[str]) -> None:

@@ -26,6 +26,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 import s4nd
+from s4nd import pictures
 from s4nd.models.vis4mer import ViS4merHead
 from s4nd.models.vis4mer_head import halve
 
@@ -127,15 +128,16 @@ def measure(tokens: int, chosen: dict[str, str]) -> list[dict[str, object]]:
 
 def picture(rows: list[dict]) -> Figure:
     columns = [key for key in ('s a step', 'peak GB') if key in rows[0]]
-    figure = Figure(figsize=(4.2 * len(columns), 3.6), layout='constrained')
-    for axis, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+    figure = pictures.figure(4)
+    panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axis, column in zip(panels, columns, strict=True):
         for name in MODELS:
             own = [row for row in rows if row['head'] == name]
             line = '--' if name.endswith('plain') else '-'
             axis.loglog([row['tokens'] for row in own], [row[column] for row in own], line, marker='o', label=name)
         axis.set_xlabel('tokens')
-        axis.set_ylabel(f'{column}')
-    axis.legend(fontsize=7)
+        axis.set_ylabel('seconds per step' if column == 's a step' else column)
+    pictures.legend(figure, panels)
     return figure
 
 
@@ -147,4 +149,4 @@ if __name__ == '__main__':
     for tokens in chosen['tokens'].split(','):
         found += measure(int(tokens), chosen)
         print(table(found), flush=True)
-    save(chosen['out'], 'vis4mer', measured, found, picture(found))
+    save(chosen['out'], 'vis4mer', measured, found, lambda: picture(found))

@@ -14,13 +14,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients, LayerGradCam
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import s4nd
+from s4nd import pictures as style
 from s4nd.data import NORMALIZATION, ShapeSet
-from s4nd.files import write_atomically
 
 MEAN, STD = (torch.tensor(values)[:, None, None] for values in NORMALIZATION['shapes'])
 
@@ -55,22 +54,20 @@ def attribute(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor,
     return gradients.abs().sum(1).detach(), cam[:, 0].detach()
 
 
-def draw(path: Path, rows: list[tuple[int, Tensor, Tensor, Tensor]], names: list[str]) -> None:
-    """A line for each size, three columns for each picture: itself, integrated gradients, Grad-CAM."""
-    count = len(names)
-    figure = Figure(figsize=(1.5 * 3 * count, 1.7 * len(rows)), layout='constrained')
-    axes = figure.subplots(len(rows), 3 * count, squeeze=False)
-    for line, (size, images, gradients, cam) in zip(axes, rows, strict=True):
-        for i in range(count):
-            line[3 * i].imshow((images[i] * STD + MEAN).permute(1, 2, 0).clamp(0, 1))
-            line[3 * i + 1].imshow(gradients[i], cmap='magma')
-            line[3 * i + 2].imshow(cam[i], cmap='magma')
-            line[3 * i].set_title(f'{names[i]}, {size} × {size}', fontsize=8)
-            line[3 * i + 1].set_title('gradients', fontsize=8)
-            line[3 * i + 2].set_title('Grad-CAM', fontsize=8)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+def draw(rows: list[tuple[int, Tensor, Tensor, Tensor]], names: list[str]) -> Figure:
+    """A row per picture, three columns per size: the picture, integrated gradients, Grad-CAM."""
+    made = style.figure(1.35 * len(names) + 0.4)
+    axes = made.subplots(len(names), 3 * len(rows), squeeze=False)
+    for at, (size, images, gradients, cam) in enumerate(rows):
+        shown = (images * STD + MEAN).permute(0, 2, 3, 1).clamp(0, 1)
+        for line, name, *parts in zip(axes, names, shown, gradients, cam, strict=True):
+            for axis, part in zip(line[3 * at : 3 * at + 3], parts, strict=True):
+                axis.imshow(part, cmap='magma', interpolation='nearest')
+                axis.set(xticks=[], yticks=[], frame_on=False)
+            line[0].set_ylabel(name)
+        for axis, title in zip(axes[0, 3 * at :], ('picture', 'gradients', 'Grad-CAM'), strict=False):
+            axis.set_title(f'{size} × {size}\n{title}', loc='center')
+    return made
 
 
 def main(checkpoint: str | None, small: bool, out: Path) -> float:
@@ -85,7 +82,8 @@ def main(checkpoint: str | None, small: bool, out: Path) -> float:
         rows.append((at, images, *attribute(model, images, scenes.labels)))
     coarse = F.avg_pool2d(rows[1][2][:, None], 2)[:, 0]
     agreement = torch.corrcoef(torch.stack([rows[0][2].flatten(), coarse.flatten()]))[0, 1].item()
-    draw(out / 'attribution.png', rows, [scenes.classes[label] for label in scenes.labels])
+    names = [scenes.classes[label] for label in scenes.labels]
+    style.write(out / 'attribution.png', lambda: draw(rows, names), dark=True)
     print(f'integrated gradients at {size} and {2 * size}: correlation {agreement:.3f}\n{out / "attribution.png"}')
     return agreement
 

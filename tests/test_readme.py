@@ -43,7 +43,7 @@ def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_named_files_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding='utf-8')
     named = set(re.findall(r'(?:configs|benchmarks|docs|examples)/[\w./-]+\.(?:yaml|py|png|md)', text))
-    linked = {link for link in re.findall(r'\]\(([^)#:\s]+)\)', text) if not link.startswith('http')}
+    linked = {link for link in re.findall(r'\]\(([^)#:\s]+)(?:#[^)\s]*)?\)', text) if not link.startswith('http')}
     paths = [ROOT / path for path in named] + [(ROOT / name).parent / link for link in linked]
     assert paths or name != 'README.md'
     assert [os.path.relpath(path, ROOT) for path in paths if not path.exists()] == []

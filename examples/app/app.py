@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from s4nd import pictures
 from s4nd.audio import Generator, generate, load_generator
 from s4nd.audio.io import resample
 from s4nd.data.synthetic.drawings import draw
@@ -54,7 +55,14 @@ def sweep(name: str, picture: Image.Image) -> tuple[list[Image.Image], Figure]:
         rows.append(probabilities(model, small))
         seen.append(small.resize((256, 256), Image.Resampling.NEAREST))
     percent = 100 * torch.stack(rows)
-    figure = Figure(figsize=(6, 3.2), layout='constrained')
+    with pictures.style():
+        figure = plot(percent, classes)
+    return seen, figure
+
+
+def plot(percent: torch.Tensor, classes: list[str]) -> Figure:
+    """The probabilities (sizes, classes) of the four likeliest classes."""
+    figure = pictures.figure(4)
     axes = figure.subplots()
     for label in percent.max(0).values.argsort(descending=True)[:4].tolist():
         axes.plot(SIZES, percent[:, label], marker='o', label=classes[label])
@@ -62,8 +70,9 @@ def sweep(name: str, picture: Image.Image) -> tuple[list[Image.Image], Figure]:
     axes.set_xticks(SIZES, [str(size) for size in SIZES])
     axes.minorticks_off()
     axes.set(xlabel='pixels per side', ylabel='probability (%)', ylim=(0, 102))
-    axes.legend()
-    return seen, figure
+    axes.grid()
+    pictures.legend(figure, [axes])
+    return figure
 
 
 @cache

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from s4nd.data.series.forecasts import ForecastData, ForecastSet, load_forecast
 from s4nd.data.series.masks import future
-from s4nd.files import write_atomically
 from s4nd.models.forecast import DLinear, S4Forecaster, fit_linear, last_value, seasonal_naive
 from s4nd.models.sssd import SSSDS4, Imputer, impute
 from s4nd.options import built, named_model, option, section
@@ -24,6 +23,9 @@ from s4nd.tasks.base import Chosen, Task
 from s4nd.tasks.series import imputation_loss
 from s4nd.tasks.sharing import evenly, mean_loss
 from s4nd.training.config import EvalConfig, RunConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ['ForecastConfig', 'ForecastEval', 'ForecastTask', 'crps']
 
@@ -154,24 +156,28 @@ class ForecastTask(Task):
 
     def draw(self, model: nn.Module, device: torch.device, path: str) -> None:
         """Draw three test windows: past, truth, forecast and the interval that holds 80 % of the draws."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from s4nd import pictures
 
         numbers = evenly(len(self.parts['test']), 3)
         past, wanted = self._window('test', numbers)
         draws = self.draws(model, device, numbers)[..., 0]
         low, middle, high = draws.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=0)
-        figure = Figure(figsize=(5 * len(numbers), 3.2), layout='constrained')
         before, after = torch.arange(past.shape[1]), past.shape[1] + torch.arange(wanted.shape[1])
-        for row, panel in enumerate(figure.subplots(1, len(numbers), squeeze=False)[0]):
-            panel.plot(before, past[row, :, 0], color='0.5', label='past')
-            panel.plot(after, wanted[row, :, 0], color='black', label='truth')
-            panel.plot(after, middle[row], color='C0', label='forecast')
-            panel.fill_between(after, low[row], high[row], color='C0', alpha=0.25, label='80 % of the draws')
-            panel.set_xlabel('rows')
-        panel.legend(fontsize=8)
-        figure.suptitle(f'{self.data.names[self.data.targets[0]]}, in standard deviations of the training part')
-        write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+
+        def windows() -> Figure:
+            figure = pictures.figure(3.6)
+            panels = figure.subplots(1, len(numbers), squeeze=False, sharey=True)[0]
+            for row, panel in enumerate(panels):
+                panel.plot(before, past[row, :, 0], color='C5', label='past')
+                panel.plot(after, wanted[row, :, 0], color=pictures.ink(), label='truth')
+                panel.plot(after, middle[row], color='C0', label='forecast')
+                panel.fill_between(after, low[row], high[row], color='C0', alpha=0.25, label='80 % of the draws')
+                panel.set_xlabel('row')
+            panels[0].set_ylabel(f'{self.data.names[self.data.targets[0]]} (training deviations)')
+            pictures.legend(figure, panels)
+            return figure
+
+        pictures.write(path, windows)
 
     def _is_drawn(self, model: nn.Module, name: str) -> bool:
         return not name and isinstance(model, Imputer)

@@ -14,18 +14,23 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s4nd.files import write_atomically
 from s4nd.options import describe, option
 from s4nd.words import parse_words, split_words
 
-__all__ = ['draw', 'help_text', 'main', 'points_of', 'read_report', 'table', 'write_report']
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ['draw', 'figure', 'help_text', 'main', 'points_of', 'read_report', 'table', 'write_report']
 
 Report = dict[str, Any]
+_RESAMPLED = ', resampled'
 
 
 def write_report(out: str | Path, report: Report, name: str = 'report') -> list[Path]:
@@ -93,28 +98,40 @@ def table(reports: Sequence[Report]) -> str:
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
 
 
-def draw(path: str | Path, reports: Sequence[Report]) -> None:
+def draw(path: str | Path, reports: Sequence[Report], *, dark: bool = False) -> None:
     """Draw the shown metric against the points, one panel per axis and one line per run, the training point ringed.
 
-    Dashed: the time per input. A size that is not a square stands where a square of as many pixels would.
+    Below it stands the time per input. A size that is not a square stands where a square of as many pixels would.
+    `dark` writes the dark form as well, `<name>-dark.png`.
 
     Raises:
         ValueError: no run was measured at more than one point of an axis.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from s4nd import pictures
+
+    pictures.write(path, lambda: figure(reports), dark=dark)
+
+
+def figure(reports: Sequence[Report]) -> Figure:
+    """The picture that `draw` writes, and raises for."""
+    from s4nd import pictures
 
     reports = _rows(reports)
     axes = _drawable(reports)
     if not axes:
         raise ValueError('no run was measured at more than one size or rate: nothing to draw')
-    figure = Figure(figsize=(7 * len(axes), 4.5), layout='constrained')
-    panels = figure.subplots(1, len(axes), squeeze=False)[0]
-    for panel, axis in zip(panels, axes, strict=True):
+    timed = any('milliseconds' in report for report in reports)
+    drawn = pictures.figure(6.0 if timed else 4.2)
+    panels = drawn.subplots(2 if timed else 1, len(axes), squeeze=False, sharex='col')
+    colors = {report['label']: f'C{number}' for number, report in enumerate(reports)}
+    for column, axis in enumerate(axes):
         shown = [report for report in reports if points_of(report, axis)]
-        _draw_lines(panel, shown, axis)
-        _draw_times(panel, shown, axis)
-    write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+        _draw_lines(panels[0, column], shown, axis, colors)
+        if timed:
+            _draw_times(panels[1, column], shown, axis, colors)
+        _label_points(panels[-1, column], shown, axis)
+    pictures.legend(drawn, panels[0])
+    return drawn
 
 
 def _rows(reports: Sequence[Report]) -> list[Report]:
@@ -125,7 +142,7 @@ def _rows(reports: Sequence[Report]) -> list[Report]:
         rows.append(direct)
         if 'resampled' in report:
             untimed = {key: value for key, value in direct.items() if key != 'milliseconds'}
-            rows.append({**untimed, 'label': f'{report["label"]}, resampled', **report['resampled']})
+            rows.append({**untimed, 'label': f'{report["label"]}{_RESAMPLED}', **report['resampled']})
     return rows
 
 
@@ -138,43 +155,45 @@ def _drawable(reports: Sequence[Report]) -> list[str]:
     return [axis for axis in _axes(reports) if len({p for report in reports for p in points_of(report, axis)}) > 1]
 
 
-def _draw_lines(panel: Any, reports: Sequence[Report], axis: str) -> None:
-    ticks: dict[float, dict[str, None]] = {}
+def _draw_lines(panel: Axes, reports: Sequence[Report], axis: str, colors: Mapping[str, str]) -> None:
     for report in reports:
-        points, metric = points_of(report, axis), report['metric']
+        points, metric, color = points_of(report, axis), report['metric'], colors[report['label']]
+        places = [_position(point) for point in points]
         values = [report['results'][f'{metric}@{point}'] for point in points]
-        (line,) = panel.plot([_position(point) for point in points], values, marker='o', label=report['label'])
+        line = '--' if report['label'].endswith(_RESAMPLED) else '-'
+        panel.plot(places, values, line, marker='o', color=color, label=report['label'])
         trained = report['axes'][axis]['trained']
         if trained in points:
             value = report['results'][f'{metric}@{trained}']
-            panel.plot(_position(trained), value, 'o', markersize=13, fillstyle='none', color=line.get_color())
+            panel.plot(_position(trained), value, 'o', markersize=13, fillstyle='none', color=color)
+    metric = reports[0]['metric']
+    panel.set_ylabel('accuracy (%)' if metric == 'accuracy' else metric.replace('_', ' '))
+    if metric == 'accuracy':
+        panel.set_ylim(0, min(100, 1.15 * panel.get_ylim()[1]))
+    panel.grid()
+
+
+def _draw_times(panel: Axes, reports: Sequence[Report], axis: str, colors: Mapping[str, str]) -> None:
+    for report in (report for report in reports if 'milliseconds' in report):
+        points = [point for point in points_of(report, axis) if point in report['milliseconds']]
+        times = [report['milliseconds'][point] for point in points]
+        line = '--' if report['label'].endswith(_RESAMPLED) else '-'
+        panel.plot([_position(point) for point in points], times, line, marker='o', color=colors[report['label']])
+    panel.set_yscale('log')
+    panel.set_ylabel('ms per input')
+    panel.grid()
+
+
+def _label_points(panel: Axes, reports: Sequence[Report], axis: str) -> None:
+    ticks: dict[float, dict[str, None]] = {}
     shown = dict.fromkeys(point for report in reports for point in points_of(report, axis))
     for point in sorted(shown, key=_position):
         ticks.setdefault(_position(point), {})[point.removesuffix('fps')] = None
     panel.set_xscale('log', base=2)
     # What is not a square stands a line lower, clear of the squares beside it.
     panel.set_xticks(list(ticks), ['\n'.join(['', *names] if 'x' in min(names) else names) for names in ticks.values()])
-    panel.minorticks_off()
-    panel.set_xlabel(f'evaluated at ({reports[0]["axes"][axis]["unit"]}; ring: trained there)')
-    metric = reports[0]['metric']
-    panel.set_ylabel('accuracy (%)' if metric == 'accuracy' else metric.replace('_', ' '))
-    if metric == 'accuracy':
-        panel.set_ylim(0, 100)
-    panel.grid(alpha=0.3)
-    panel.legend(loc='lower right' if any('milliseconds' in report for report in reports) else 'best')
-
-
-def _draw_times(panel: Any, reports: Sequence[Report], axis: str) -> None:
-    timed = [report for report in reports if 'milliseconds' in report]
-    if not timed:
-        return
-    right = panel.twinx()
-    for report in timed:
-        points = [point for point in points_of(report, axis) if point in report['milliseconds']]
-        times = [report['milliseconds'][point] for point in points]
-        right.plot([_position(point) for point in points], times, '--', marker='.', alpha=0.6)
-    right.set_yscale('log')
-    right.set_ylabel('ms per input (dashed)')
+    panel.xaxis.minorticks_off()
+    panel.set_xlabel(f'{reports[0]["axes"][axis]["unit"]} (ring: trained there)')
 
 
 def _position(point: str) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from s4nd.training.report import draw, main, points_of, read_report, table, write_report
+from s4nd.training.report import draw, figure, main, points_of, read_report, table, write_report
 
 
 def report(label: str = 'ours', **results: float) -> dict:
@@ -62,7 +62,7 @@ def test_files_are_written_and_read_back(tmp_path: Path) -> None:
     assert read_report(tmp_path / 'run') == read_report(paths[0]) == OURS
     assert paths[1].read_text() == table([OURS]) + '\n'
     with Image.open(paths[2]) as picture:
-        assert picture.size == (700, 450)
+        assert picture.size == (1120, 588)
     assert [path.name for path in write_report(tmp_path / 'sound', SOUND)] == ['report.json', 'report.txt']
 
 
@@ -103,9 +103,8 @@ def test_frame_rates_have_columns_and_a_panel_of_their_own(tmp_path: Path) -> No
     lines = table([clips, OURS]).splitlines()
     assert lines[0].split()[4:] == [f'accuracy@{name}' for name in ('8', '16', '32', '64', '4fps', '8fps')]
     assert lines[2].split() == ['clips', '123,456', '16,', '4fps', '-', '70.00*', '71.00', '-', '70.00*', '69.00']
-    draw(tmp_path / 'both.png', [clips, OURS])
-    with Image.open(tmp_path / 'both.png') as picture:
-        assert picture.size == (1400, 450)
+    labels = [panel.get_xlabel().partition(' (')[0] for panel in figure([clips, OURS]).axes]
+    assert labels == [clips['axes'][name]['unit'] for name in ('size', 'frame_rate')]
     del clips['results']['accuracy@32']  # one size, two frame rates: there is still something to draw
     assert [path.suffix for path in write_report(tmp_path / 'run', clips)] == ['.json', '.txt', '.png']
 
@@ -116,6 +115,9 @@ def test_resampled_inputs_have_a_row_and_a_line_of_their_own(tmp_path: Path) -> 
     assert lines[2].split()[3:] == ['55.25', '91.50*', '-', '90.00'] and lines[3].split()[0] == 'ms'
     assert lines[4].split() == ['ours,', 'resampled', '123,456', '16', '40.00', '-', '-', '91.25']
     assert lines[5].split()[0] == 'theirs'
-    draw(tmp_path / 'both.png', [both])
-    draw(tmp_path / 'direct.png', [{key: value for key, value in both.items() if key != 'resampled'}])
-    assert (tmp_path / 'both.png').read_bytes() != (tmp_path / 'direct.png').read_bytes()
+    drawn = figure([both])
+    (legend,) = drawn.legends
+    assert [text.get_text() for text in legend.get_texts()] == ['ours', 'ours, resampled']
+    drawn.draw_without_rendering()
+    assert not any(legend.get_window_extent().overlaps(panel.get_tightbbox()) for panel in drawn.axes)
+    assert [panel.get_ylabel() for panel in drawn.axes] == ['accuracy (%)', 'ms per input']
