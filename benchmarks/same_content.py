@@ -7,8 +7,9 @@ Columns at each size, accuracy in percent on the same test images:
 `resized`  the images averaged to the training size.
 `same`     those, continued to the size by the sum of cosines that has the same averages over their pixels. Averaging
            it to the training size gives them back exactly, so a model that follows the sampling changes nothing.
-`bicubic`  those, interpolated to the size, which blurs: averaged to the training size it is another image.
-`blurred`  that image, at the training size: what is lost there is lost by the interpolation, not by the model.
+`bicubic`  those, interpolated to the size, which blurs.
+`blurred`  what the training size can hold of the bicubic image, at the training size: what is lost there is lost by the
+           interpolation, not by the model.
 `new`      the images at that size, which show more.
 """
 
@@ -57,6 +58,14 @@ def finer(images: Tensor, size: Size) -> Tensor:
     return rows @ images @ columns.mT
 
 
+def coarser(images: Tensor, size: Size) -> Tensor:
+    """Undo `finer`, and leave out all that it cannot make: images (B, C, H, W) to a whole part of their size."""
+    rows, columns = (
+        torch.linalg.pinv(finer_axis(n, m)).to(images) for n, m in zip(size, images.shape[-2:], strict=True)
+    )
+    return rows @ images @ columns.mT
+
+
 def main(words: dict[str, str]) -> None:
     weights = find_weights(words.pop('checkpoint'))
     sizes = [parse_size(size) for size in words.pop('sizes', '16,32').split(',')]
@@ -73,7 +82,7 @@ def main(words: dict[str, str]) -> None:
             'resized': task.resample,
             'same': lambda x, size=size: finer(task.resample(x), size),
             'bicubic': lambda x, size=size: resize(task.resample(x), size),
-            'blurred': lambda x, size=size: task.resample(resize(task.resample(x), size)),
+            'blurred': lambda x, size=size: coarser(resize(task.resample(x), size), task.size),
         }
         ways = {way: Changed(model, change) for way, change in changes.items()} | {'new': model}
         found = {way: task.evaluate_at(run.eval(), device, [name]) for way, run in ways.items()}

@@ -26,6 +26,7 @@ def test_averages_are_kept_exactly(same_content: ModuleType, size: tuple[int, in
     fine = same_content.finer(images, size)
     assert fine.shape == (2, 3, *size)
     torch.testing.assert_close(resize(fine, (5, 8)), images, rtol=0, atol=1e-12)
+    torch.testing.assert_close(same_content.coarser(fine, (5, 8)), images, rtol=0, atol=1e-12)
     # Bicubic interpolation keeps them only to some 10 percent.
     assert (resize(resize(images, size), (5, 8)) - images).norm() > 0.05 * images.norm()
 
