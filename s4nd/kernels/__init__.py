@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from s4nd.kernels.base import Kernel, RecurrentKernel
+from s4nd.kernels.base import Kernel, RecurrentKernel, form_of, side_by_side
 from s4nd.kernels.ckconv import CKConvKernel
 from s4nd.kernels.diagonal import S4DKernel
 from s4nd.kernels.dplr import S4Kernel
@@ -46,7 +46,9 @@ __all__ = [
     'S4DKernel',
     'S4Kernel',
     'SGConvKernel',
+    'form_of',
     'make_kernel',
+    'side_by_side',
 ]
 
 

@@ -8,8 +8,9 @@ RealPart               a part of those with modes: log_A_real or A_real
 Shape legend: H = d_model, S = n_ssm, n = stored modes, c = channels, L = length, N = d_state.
 """
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ class Kernel(nn.Module):
     `kernel(length, step)` gives the taps at lags 0, step, 2·step, … of the training grid, (channels, d_model, length)
     in float32 (float64 in a float64 module). Evaluation changes nothing in the kernel.
     """
+
+    # Whether its formulas hold for parameters with more axes in front; each class says so for itself.
+    stacks = False
 
     def __init__(self, d_model: int, channels: int) -> None:
         super().__init__()
@@ -61,6 +65,25 @@ class Kernel(nn.Module):
     def cells(self, length: int, step: float) -> Tensor:
         """Evaluate centered taps: taps at half the step, summed in pairs."""
         return pair_cells(self.taps(2 * length - 1, step / 2))
+
+
+def form_of(kernel: nn.Module) -> Hashable:
+    """What kernels have in common that `side_by_side` takes together; None: this one is evaluated alone."""
+    plain = not (kernel._modules or kernel._buffers or kernel._forward_pre_hooks or kernel._forward_hooks)
+    if not plain or not vars(type(kernel)).get('stacks', False):
+        return None
+    options = [(name, repr(value)) for name, value in vars(kernel).items() if name[0] != '_']
+    parameters = [(name, p if p is None else (p.shape, p.dtype, p.device)) for name, p in kernel._parameters.items()]
+    return type(kernel), *options, *parameters
+
+
+def side_by_side(kernels: Sequence[nn.Module]) -> nn.Module:
+    """One kernel that evaluates several of one form at once; the first axis of its taps numbers them."""
+    joint = copy.copy(kernels[0])
+    of_each = zip(*(kernel._parameters.values() for kernel in kernels), strict=True)
+    stacked = (None if each[0] is None else torch.stack(each) for each in of_each)
+    joint._parameters = dict(zip(kernels[0]._parameters, stacked, strict=True))
+    return joint
 
 
 class RecurrentKernel(Kernel):
@@ -179,8 +202,8 @@ class Timescale:
         # (Of two timescales, the last is that of Im A.)
         dt = wide(self.log_dt).exp()
         dt = dt if dt.shape[-1] == A_imag.shape[-1] else dt[..., -1:]
-        frequency = dt * expand_ssm(wide(A_imag).abs(), C.shape[1]) / (2 * math.pi)
-        return C * (frequency < self.bandlimit / 2)[..., None]
+        frequency = dt * expand_ssm(wide(A_imag).abs(), C.shape[-3]) / (2 * math.pi)
+        return C * (frequency < self.bandlimit / 2)[..., None].unsqueeze(-4)
 
 
 class RealPart:

@@ -60,7 +60,8 @@ class DiagonalKernel(RecurrentKernel):
         return self._taps(length, step, True)
 
     def _taps(self, length: int, step: float, cells: bool) -> Tensor:
-        taps = diagonal_taps(self.dt(step), self.spectrum(), self.input(), self.readout(), length, self.bilinear, cells)
+        dt = self.dt(step / 2 if cells else step)
+        taps = diagonal_taps(dt, self.spectrum(), self.input(), self.readout(), length, self.bilinear, cells)
         return taps.to(at_least_float32(self.C.dtype))
 
     def discretized(self, step: float) -> list[Tensor]:
@@ -136,6 +137,8 @@ class S4DKernel(Timescale, RealPart, DiagonalKernel):
     Raises:
         ValueError: for sizes that do not fit, an unknown init, discretization or real, or a bad dt range or bandlimit.
     """
+
+    stacks = True
 
     def __init__(
         self,

@@ -249,7 +249,7 @@ class GSSKernel(DiagonalKernel):
 
     def dt(self, step: float) -> Tensor:
         """See `DiagonalKernel`."""
-        return torch.full_like(wide(self.log_A_real[:, :1]), step)
+        return torch.full_like(wide(self.log_A_real[:, :1]), step).expand(self.d_model, 1)
 
     def spectrum(self) -> Tensor:
         """See `DiagonalKernel`."""

@@ -4,13 +4,14 @@ Shape legend: B = batch, H = d_model, L1…Ld = size per axis, R = tensor rank, 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from s4nd.kernels import make_kernel
+from s4nd.kernels import form_of, make_kernel, side_by_side
 from s4nd.layers.base import GridLayer, check_signal
 from s4nd.ops import (
     joint_matrix,
@@ -181,43 +182,68 @@ class S4ND(GridLayer):
             lags: number of lags per axis and side, the present one included; the size of the input.
             steps: spacing of the samples per axis, in samples of the grid.
         """
+        requests = [self._request(axis, lags[axis], steps[axis]) for axis in range(self.spatial_dims)]
         operators: list[Tensor] = []
         centers: list[int] = []
-        for axis, kernel in enumerate(self.kernels):
-            step, count = steps[axis], lags[axis]
-            if self._l_max[axis] / step < count:
-                count = max(1, int(round(self._l_max[axis] / step)))  # noqa: RUF046 (TorchScript's round gives a float)
-            # Width over which a tap averages the kernel, in samples of the input; 0: it does not.
-            width = 1.0
-            if self.cell == 'published' or not self.bidirectional[axis]:
-                width = 0.0
-            elif self.cell == 'training' and step < 1.0:
-                width = 1.0 / step
-            if width > 1.0:
-                taps = kernel(2 * count - 2 + int(math.ceil(width)), step / 2)  # noqa: RUF046 (as above)
-            else:
-                taps = kernel(count, step, width == 1.0)
-            taps, center = self._lag_taps(taps, axis, width)
+        if observed():
+            for axis, kernel in enumerate(self.kernels):
+                length, step, width = requests[axis]
+                taps, center = self._lag_taps(kernel(length, step, width == 1.0), self.bidirectional[axis], width)
+                operators.append(taps)
+                centers.append(center)
+        else:
+            operators, centers = self._grouped_taps(requests)
+        if self.tensor_rank > 1:
+            operators[0] = operators[0] / self.tensor_rank
+        for axis in range(self.spatial_dims):
             if self._circular[axis]:
-                taps, center = wrap_taps(taps, center, lags[axis])
-            operators.append(taps)
-            centers.append(center)
+                operators[axis], centers[axis] = wrap_taps(operators[axis], centers[axis], lags[axis])
         return operators, centers
 
-    def _lag_taps(self, taps: Tensor, axis: int, width: float) -> tuple[Tensor, int]:
-        """One-sided taps of all channels of an axis -> lag taps (R, c·H, K) and the index of lag 0."""
-        two_sided = self.bidirectional[axis]
-        # (sides·R·c, H, K) -> (sides, R, c·H, K): forward kernels first, then backward ones.
-        taps = taps.reshape(2 if two_sided else 1, self.tensor_rank, -1, taps.shape[-1])
-        if axis == 0:
-            taps = taps / self.tensor_rank
+    def _request(self, axis: int, lags: int, step: float) -> tuple[int, float, float]:
+        """What an axis asks its kernel for: number of taps, their step, and the width that a lag averages.
+
+        The width is in samples of the input: 0: none; 1: the kernel averages; above: taps at half the step.
+        """
+        if self._l_max[axis] / step < lags:
+            lags = max(1, int(round(self._l_max[axis] / step)))  # noqa: RUF046 (TorchScript's round gives a float)
+        if self.cell == 'published' or not self.bidirectional[axis]:
+            return lags, step, 0.0
+        width = 1.0 / step if self.cell == 'training' and step < 1.0 else 1.0
+        if width > 1.0:
+            return 2 * lags - 2 + int(math.ceil(width)), step / 2, width  # noqa: RUF046 (as above)
+        return lags, step, width
+
+    @torch.jit.unused
+    def _grouped_taps(self, requests: list[tuple[int, float, float]]) -> tuple[list[Tensor], list[int]]:
+        """Evaluate at once the kernels of one form that are asked for the same."""
+        groups: dict[Hashable, list[int]] = {}
+        for axis, (kernel, request) in enumerate(zip(self.kernels, requests, strict=True)):
+            groups.setdefault((form_of(kernel) or axis, self.bidirectional[axis], request), []).append(axis)
+        found: dict[int, tuple[Tensor, int]] = {}
+        for axes in groups.values():
+            length, step, width = requests[axes[0]]
+            kernel = self.kernels[axes[0]]
+            if len(axes) > 1:
+                kernel = side_by_side([self.kernels[axis] for axis in axes])
+            taps, center = self._lag_taps(kernel(length, step, width == 1.0), self.bidirectional[axes[0]], width)
+            each = taps.unbind() if len(axes) > 1 else [taps]
+            found.update({axis: (taps, center) for axis, taps in zip(axes, each, strict=True)})
+        operators, centers = zip(*(found[axis] for axis in range(self.spatial_dims)), strict=True)
+        return list(operators), list(centers)
+
+    def _lag_taps(self, taps: Tensor, two_sided: bool, width: float) -> tuple[Tensor, int]:
+        """One-sided taps (…, sides·R·c, H, M) -> lag taps (…, R, c·H, K) and the index of lag 0."""
+        # Forward kernels come first, then backward ones.
+        shape = [2 if two_sided else 1, self.tensor_rank, self.channels * self.d_model, taps.shape[-1]]
+        sides = taps.reshape(list(taps.shape[:-3]) + shape).unbind(-4)
         if not two_sided:
-            return taps[0], 0
-        if width == 1.0:
-            # Lag 0 takes half a cell from each side.
-            center = taps[0, ..., :1] + taps[1, ..., :1]
-            return torch.cat([taps[1, ..., 1:].flip(-1), center, taps[0, ..., 1:]], -1), taps.shape[-1] - 1
-        return lag_taps(taps[0], taps[1], width > 0.0, width)
+            return sides[0], 0
+        if width != 1.0:
+            return lag_taps(sides[0], sides[1], width > 0.0, width)
+        # Lag 0 takes half a cell from each side.
+        reach = taps.shape[-1] - 1
+        return F.pad(sides[0], [reach, 0]) + F.pad(sides[1].flip(-1), [0, reach]), reach
 
     def axis_taps(self, axis: int, lags: int, step: float) -> tuple[Tensor, int]:
         """What `all_taps` gives for one axis alone."""

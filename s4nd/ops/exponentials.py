@@ -52,38 +52,49 @@ def plain_exponential_sum(w_re: Tensor, w_im: Tensor, a_re: Tensor, a_im: Tensor
 class _ExponentialSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, a: Tensor, length: int) -> Tensor:
-        channels, features, _ = w.shape
-        rows, columns = block_split(length)
-        column_powers = _complex_powers(a, columns)  # (H, columns, n)
-        row_powers = _complex_powers(column_powers[:, -1] * a, rows)  # (H, rows, n)
-        left = w.transpose(0, 1).contiguous()[:, :, None] * row_powers[:, None]  # (H, c, rows, n)
-        # Re(x y) is the inner product of x and ȳ as pairs of reals.
-        right = _as_rows(_complex_powers(a.conj(), columns)).transpose(1, 2)
-        taps = torch.bmm(_as_rows(left.flatten(1, 2)), right)  # (H, c·rows, columns)
-        ctx.save_for_backward(w, a, column_powers, row_powers)
-        ctx.shape = channels, features, length
-        return taps.reshape(features, channels, rows * columns)[..., :length].transpose(0, 1).mul(2)
+        taps, *powers = sum_of_powers(w.transpose(0, 1), a, length)
+        ctx.save_for_backward(w, a, *powers)
+        return 2.0 * taps.transpose(0, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        w, a, column_powers, row_powers = ctx.saved_tensors
-        channels, features, length = ctx.shape
+        w, a, *powers = ctx.saved_tensors
         if wants_graph(grad):
             grad_w, grad_a = plain_gradients(
-                lambda w, a: plain_exponential_sum(w.real, w.imag, a.real, a.imag, length),
+                lambda w, a: plain_exponential_sum(w.real, w.imag, a.real, a.imag, grad.shape[-1]),
                 (w, a), ctx.needs_input_grad[:2], grad,
             )  # fmt: skip
             return grad_w, grad_a, None
-        rows, columns = row_powers.shape[1], column_powers.shape[1]
-        g = grad.new_zeros(features, 2, channels, rows * columns)
-        g[:, 0, :, :length] = grad.transpose(0, 1)
-        g[:, 1, :, : length - 1] = g[:, 0, :, 1:length] * torch.arange(1, length, device=g.device, dtype=g.dtype)
-        sums = torch.bmm(g.reshape(features, 2 * channels * rows, columns), _as_rows(column_powers))
-        sums = torch.view_as_complex(sums.reshape(features, 2, channels, rows, -1, 2))
-        # Σ g_l a^l and Σ l g_l a^(l-1): (H, 2, c, n)
-        sums = sums.mul_(row_powers[:, None, None]).sum(3).mul_(2).conj_physical_()
-        grad_a = (w.transpose(0, 1).conj() * sums[:, 1]).sum(1)
-        return sums[:, 0].transpose(0, 1), grad_a, None
+        by_w, by_a = slopes_of_powers(2.0 * grad.transpose(0, 1), w.transpose(0, 1), *powers)
+        return by_w.transpose(0, 1).conj(), by_a.conj(), None
+
+
+def sum_of_powers(w: Tensor, a: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Re Σ_n w a^l (H, c, length) of complex w (H, c, n) and a (H, n), and the powers that `slopes_of_powers` takes."""
+    rows, columns = block_split(length)
+    column_powers = _complex_powers(a, columns)
+    row_powers = _complex_powers(column_powers[:, -1] * a, rows)
+    # Re(x y) is the inner product of x̄ and y as pairs of reals.
+    left = (w[:, :, None] * row_powers[:, None]).conj_physical_()  # (H, c, rows, n)
+    sums = torch.bmm(_as_rows(left.flatten(1, 2)), _as_rows(column_powers).transpose(1, 2))  # (H, c·rows, columns)
+    return sums.reshape(*w.shape[:2], rows * columns)[..., :length], column_powers, row_powers
+
+
+def slopes_of_powers(grad: Tensor, w: Tensor, column_powers: Tensor, row_powers: Tensor) -> tuple[Tensor, Tensor]:
+    """Complex derivatives of Σ grad · Re Σ_n w a^l by w (H, c, n) and a (H, n), for grad (H, c, length).
+
+    A gradient by real and imaginary part is the conjugate of such a derivative.
+    """
+    features, channels, length = grad.shape
+    rows, columns = row_powers.shape[1], column_powers.shape[1]
+    g = grad.new_zeros(features, 2, channels, rows * columns)
+    g[:, 0, :, :length] = grad
+    torch.mul(grad[..., 1:], torch.arange(1, length, device=g.device, dtype=g.dtype), out=g[:, 1, :, : length - 1])
+    sums = torch.bmm(g.view(features, 2 * channels * rows, columns), _as_rows(column_powers))
+    sums = torch.view_as_complex(sums.view(features, 2, channels, rows, -1, 2))
+    # Σ g_l a^l and Σ l g_l a^(l-1): (H, 2, c, n)
+    by_w, by_a = sums.mul_(row_powers[:, None, None]).sum(3).unbind(1)
+    return by_w, (w * by_a).sum(1)
 
 
 def block_split(length: int) -> tuple[int, int]:
@@ -108,15 +119,9 @@ def powers(re: Tensor, im: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _complex_powers(z: Tensor, count: int) -> Tensor:
-    """z⁰ … z^(count-1) for z (H, n): (H, count, n), by doubling in place."""
-    out = z.new_empty(z.shape[0], count, z.shape[1])
-    out[:, 0] = 1
-    done = 1
-    while done < count:
-        more = min(done, count - done)
-        torch.mul(out[:, :more], z[:, None], out=out[:, done : done + more])
-        z, done = z * z, done + more
-    return out
+    """z⁰ … z^(count-1) for z (H, n): (H, count, n)."""
+    factors = z[:, None].expand(-1, count - 1, -1)
+    return torch.nn.functional.pad(factors, (0, 0, 1, 0), value=1.0).cumprod(1)
 
 
 def _as_rows(z: Tensor) -> Tensor:

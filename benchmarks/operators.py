@@ -1,0 +1,75 @@
+"""How many calls of ATen operators does a training step make, beside timm's?
+
+    python benchmarks/operators.py [ours=s4nd_convnext_tiny peer=convnext_tiny size=224 out=out/operators]
+
+One image on a CPU, forward, cross-entropy, backward and fused AdamW. Views and nested calls count. `kernels` is what
+makes the taps of all layers of S4ND; `convolutions` is what applies them.
+"""
+
+from collections.abc import Callable
+
+import timm
+import torch
+from common import options, save, setup, table
+from torch import nn
+
+from s4nd import S4ND
+from s4nd.ops import separable_conv
+
+
+def calls(run: Callable[[], object]) -> int:
+    """Calls of ATen operators in run()."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    return sum(event.count for event in profile.key_averages() if event.key.startswith('aten::'))
+
+
+def of_step(model: nn.Module, size: int) -> int:
+    """Calls of a second training step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    x, target = torch.randn(1, 3, size, size), torch.zeros(1, dtype=torch.int64)
+
+    def step() -> None:
+        nn.functional.cross_entropy(model(x), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    return calls(step)
+
+
+def of_layers(model: nn.Module) -> dict[str, int]:
+    """Calls of the parts of all layers of S4ND, forward and backward, on their training grids."""
+    found = dict.fromkeys(('kernels forward', 'kernels backward', 'convolutions forward', 'convolutions backward'), 0)
+    for layer in model.modules():
+        if not isinstance(layer, S4ND):
+            continue
+        made: list[torch.Tensor] = []
+        found['kernels forward'] += calls(lambda to=made, layer=layer: to.extend(_taps(layer)))
+        gradients = [torch.ones_like(taps) for taps in made]
+        found['kernels backward'] += calls(lambda y=made, g=gradients: torch.autograd.backward(y, g))
+        taps = [k.detach().requires_grad_() for k in made]
+        centers = [k.shape[-1] // 2 for k in taps]
+        x = torch.randn(1, layer.d_model, *layer.grid, requires_grad=True)
+        out: list[torch.Tensor] = []
+        found['convolutions forward'] += calls(
+            lambda to=out, given=(x, taps, centers, 'auto', layer.D.flatten()): to.append(separable_conv(*given))
+        )
+        found['convolutions backward'] += calls(lambda y=out[0], g=torch.ones_like(out[0]): y.backward(g))
+    return found
+
+
+def _taps(layer: S4ND) -> list[torch.Tensor]:
+    return layer.all_taps(list(layer.grid), [1.0] * len(layer.grid))[0]
+
+
+if __name__ == '__main__':
+    defaults = {'ours': 's4nd_convnext_tiny', 'peer': 'convnext_tiny', 'size': '224', 'out': 'out/operators'}
+    chosen = options(defaults)
+    measured = setup('1', 'cpu') + f', timm {timm.__version__}, batch 1, size {chosen["size"]}'
+    size = int(chosen['size'])
+    ours, peer = timm.create_model(chosen['ours'], img_size=size), timm.create_model(chosen['peer'])
+    counts = {chosen['ours']: of_step(ours, size), chosen['peer']: of_step(peer, size), **of_layers(ours)}
+    rows = [{'part': part, 'calls': count} for part, count in counts.items()]
+    print(table(rows))
+    save(chosen['out'], 'operators', measured, rows)
