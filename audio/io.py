@@ -266,7 +266,7 @@ def spectrogram_png(
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
     top.plot(np.arange(wave.numel()) / sample_rate, wave.numpy(), linewidth=0.5)
-    top.set_ylabel('amplitude')
+    top.set_ylabel('level')
     top.set_title(title)
     image = bottom.imshow(
         decibel.numpy(), origin='lower', aspect='auto', extent=(0, seconds, 0, sample_rate / 2000), vmin=-80, vmax=0

@@ -116,12 +116,12 @@ def _figure(column: str, clip: Clip | None) -> str:
     if clip is None:
         return '<figure class="none"></figure>'
     sound = base64.b64encode(wav_bytes(clip.wave, clip.sample_rate)).decode()
-    drawn = spectrogram_png(clip.wave, clip.sample_rate, size=(5, 3), dpi=80, ink=INK)
+    drawn = spectrogram_png(clip.wave, clip.sample_rate, size=(4, 2.6), dpi=150, ink=INK)
     length = f'{len(clip.wave) / clip.sample_rate:.2f} s at {clip.sample_rate} Hz'
     name = html.escape(clip.name)
     return (
         f'<figure><figcaption><b>{html.escape(column)}</b>{name}, {length}</figcaption>'
         f'<audio controls preload="metadata" src="data:audio/wav;base64,{sound}"></audio>'
-        f'<img alt="Waveform and spectrogram of {name}" width="400" height="240" style="height: auto" '
+        f'<img alt="Waveform and spectrogram of {name}" width="600" height="390" style="height: auto" '
         f'src="data:image/png;base64,{base64.b64encode(drawn).decode()}"></figure>'
     )

@@ -174,12 +174,17 @@ def _draw_lines(panel: Axes, reports: Sequence[Report], axis: str, colors: Mappi
 
 
 def _draw_times(panel: Axes, reports: Sequence[Report], axis: str, colors: Mapping[str, str]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for report in (report for report in reports if 'milliseconds' in report):
         points = [point for point in points_of(report, axis) if point in report['milliseconds']]
         times = [report['milliseconds'][point] for point in points]
         line = '--' if report['label'].endswith(_RESAMPLED) else '-'
         panel.plot([_position(point) for point in points], times, line, marker='o', color=colors[report['label']])
     panel.set_yscale('log')
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter('{x:g}')
+    panel.yaxis.set_minor_formatter(NullFormatter())
     panel.set_ylabel('ms per input')
     panel.grid()
 
