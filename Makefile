@@ -54,7 +54,7 @@ test-newest:
 	$(PYTHON) -m venv $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet torch torchvision
 	$(VENV)-newest/bin/python -m pip install --quiet --no-deps torchaudio
-	$(VENV)-newest/bin/python -m pip install --quiet '.[export,fast,video]' pytest pytest-xdist hypothesis scipy
+	$(VENV)-newest/bin/python -m pip install --quiet '.[export,fast,video]' pytest pytest-xdist scipy
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n 2 tests/ops tests/kernels tests/layers tests/models tests/interop
 
 # SETUP= runs it with the python at hand, where nothing can be installed: make gpu SETUP= BIN=/usr/bin

@@ -7,6 +7,7 @@ makes the taps of all layers of S4ND; `convolutions` is what applies them.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import timm
 import torch
@@ -52,10 +53,9 @@ def of_layers(model: nn.Module) -> dict[str, int]:
         centers = [k.shape[-1] // 2 for k in taps]
         x = torch.randn(1, layer.d_model, *layer.grid, requires_grad=True)
         out: list[torch.Tensor] = []
-        found['convolutions forward'] += calls(
-            lambda to=out, given=(x, taps, centers, 'auto', layer.D.flatten()): to.append(separable_conv(*given))
-        )
-        found['convolutions backward'] += calls(lambda y=out[0], g=torch.ones_like(out[0]): y.backward(g))
+        given = (x, taps, centers, 'auto', layer.D.flatten())
+        found['convolutions forward'] += calls(lambda to=out, given=given: to.append(separable_conv(*given)))
+        found['convolutions backward'] += calls(partial(out[0].backward, torch.ones_like(out[0])))
     return found
 
 

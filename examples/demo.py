@@ -28,7 +28,8 @@ SIZES = (8, 16, 32, 64)
 MODEL = 's4nd_isotropic_mini.cifar10'
 INTRO = """<p>One set of weights, trained at sizes from 8 to 16 pixels per side, reads the same drawing at four sizes.
 The model has {parameters:.2f} M parameters. Below each picture: the most probable class of ten and its probability.</p>
-<div style="overflow-x: auto"><picture><source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{dark}">
+<div style="overflow-x: auto"><picture>
+<source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{dark}">
 <img style="min-width: 36rem" alt="predictions at four sizes" src="data:image/png;base64,{light}"></picture></div>
 <p>A SaShiMi of {audio_parameters:.2f} M parameters generated this sound, one sample after another.</p>"""
 

@@ -181,5 +181,6 @@ def _as_pairs(slope: Tensor) -> Tensor:
 def _plainly(systems: Sequence[Tensor], length: int, bilinear: bool, paired: bool) -> Tensor:
     """`_plain_taps`, one system after the other where there are several."""
     if systems[-1].dim() == 4:
-        return _plain_taps(*systems, length, bilinear, paired)
+        dt, A, B, C = systems
+        return _plain_taps(dt, A, B, C, length, bilinear, paired)
     return torch.stack([_plainly(system, length, bilinear, paired) for system in zip(*systems, strict=True)])
