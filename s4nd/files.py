@@ -60,9 +60,12 @@ def locked(path: str | Path) -> Iterator[None]:
     """Within it, no other process on this machine is within it for the same path: one makes `path`, the others wait.
 
     The claim ends with the process, however it ends. A disk without locks lets all of them in.
+
+    Raises:
+        OSError: nothing can be written there: it names folder, disk and free space.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try_folder(path.parent)
     lock = path.with_name(f'.{path.name}.lock')
     while True:
         with lock.open('w') as file:
@@ -135,6 +138,8 @@ def _with_disk(error: OSError, path: Path) -> OSError:
     place = path.parent
     while not place.exists():
         place = place.parent
+    if not place.is_dir():
+        return NotADirectoryError(errno.ENOTDIR, f'cannot be written: {place} is no folder', str(path))
     mount = place.resolve()
     while not mount.is_mount():
         mount = mount.parent

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from s4nd import cli
 
@@ -50,7 +51,7 @@ TRAIN = [
     'model.args.foo=null', 'model.args.foo=1', 'model.args.mixer_args=3', 'model.args=[1]', 'model=3', 'model.name=',
     'model.name=nosuch', 'data.sizes={}', 'data.sizes=3', 'data.sizes=[0]', 'data.sizes=[99999999]', 'data.size=0',
     'data.size=100000', 'data.crop_padding=999999999', 'data.batch_size=999999999999', 'data.train_count=999999999999',
-    'data.batch_size=0', 'data.workers=100000', 'data.kind=folder',
+    'data.batch_size=0', 'data.workers=100000', 'data.kind=folder', 'data.sequence=true', 'eval.limit=0',
     'optim.warmup_epochs=inf', 'optim.lr=nan', 'optim.lr=inf',
     'optim.lr=abc', 'optim.name=nosuch', 'optim.ema=2', 'optim.clip_grad=nan', 'seed=99999999999999999999999',
     'seed=-1', 'epochs=0', 'epochs=99999999999999999999999', 'threads=999999', 'lr=1', 'epoch=1', '=3', 'a=[1',
@@ -66,6 +67,36 @@ def test_train(folder: Path, capsys: pytest.CaptureFixture[str], word: str) -> N
     if word.startswith(('model', 'data', 'optim')) and key not in ('model.args.', 'data.kind'):
         assert key.split('.')[-1] in printed or word.partition('=')[2] in printed, printed
     assert (folder / 'tiny' / 'last.safetensors').read_bytes() == before  # a mistake costs nothing
+
+
+@pytest.mark.parametrize(
+    ('words', 'expected'),
+    [
+        (['sound.yaml', 'data.sample_rate=99'], 'data.sample_rate: expected at least 100, got 99'),
+        (['sound.yaml', 'data.sample_rate=10000001'], 'data.sample_rate: expected at most 10000000, got 10000001'),
+        (['video/moving_s4nd', 'data.rand_augment_layers=101'], 'expected at most 100, got 101'),
+        (['tiny.yaml', 'data.kind=folder', 'data.root=images', 'data.cache=/dev/null'], '/dev/null is no folder'),
+        (['tiny.yaml', 'data.kind=folder', 'data.root=images', 'data.cache=tiny.yaml/a'], 'tiny.yaml is no folder'),
+        (
+            ['tiny.yaml', 'data.kind=folder', 'data.root=/dev/zero'],
+            'data.root: /dev/zero is neither a file nor a folder',
+        ),
+        (['sound.yaml', 'data.kind=folder', 'data.root=/dev/zero'], 'data.root: /dev/zero is neither'),
+        (
+            ['tiny.yaml', 'data.kind=folder', 'data.stream=true', 'data.root=images', 'data.sequence=true'],
+            'no sequences',
+        ),
+    ],
+)
+def test_bounds_and_places(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str
+) -> None:
+    monkeypatch.chdir(folder)
+    for name in ('a/1.png', 'a/2.png', 'b/1.png', 'b/2.png'):
+        (folder / 'images' / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 8)).save(folder / 'images' / name)
+    printed = told(capsys, 'train', *words, 'data.val_fraction=0.4', 'out=new')
+    assert expected in printed, printed
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s4nd.options import ConfigError, option
+from s4nd.data.folders import existing
+from s4nd.options import option
 
 from ..quantization import CONVENTIONS, LAWS
 from .datasets import NORMALIZATIONS, Clips, FolderClips
@@ -70,21 +71,19 @@ def clip_parts(data: AudioData, seed: int) -> dict[str, Clips]:
             part: PluckedClips(count, data.clip_samples, data.sample_rate, (seed, i))
             for i, (part, count) in enumerate(sizes.items())
         }
-    if data.root is None:
-        raise ConfigError('data.root: a folder of audio files must be given, or a tar of them (data.root=/path)')
+    fetched = data.download and data.root is not None
+    root = Path(str(data.root)) if fetched else existing(data.root, 'a folder of audio files, or a tar of them')
     common: dict[str, Any] = {
         'normalize': data.normalize, 'labels': data.labels, 'seed': seed, 'cache': data.cache,
     }  # fmt: skip
     if data.kind in ('sc09', 'speech_commands'):
         common['words'] = SPOKEN_DIGITS if data.kind == 'sc09' else None
         rate = data.sample_rate
-        return dict(speech_commands_parts(data.root, data.clip_samples, rate, download=data.download, **common))
-    if not Path(data.root).exists():
-        raise ConfigError(f'data.root: no folder at {data.root}')
+        return dict(speech_commands_parts(root, data.clip_samples, rate, download=data.download, **common))
     # The packs of spoken digits name digit, speaker and index in each file.
     split = 'digits' if data.kind == 'digits' else data.split
     return dict(
-        folder_parts(data.root, data.clip_samples, data.sample_rate, split=split, fraction=data.val_fraction, **common)
+        folder_parts(root, data.clip_samples, data.sample_rate, split=split, fraction=data.val_fraction, **common)
     )
 
 

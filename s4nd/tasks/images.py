@@ -108,7 +108,14 @@ class ImageTask(LabeledTask[ImageSet | StreamSet]):
         return {'img_size': self.grid(self.size), **args} if is_ours(self.config.model.name) else args
 
     def make_model(self, args: Mapping[str, Any]) -> nn.Module:
-        return make_timm_model(self.config.model.name, args)
+        try:
+            return make_timm_model(self.config.model.name, args)
+        except ConfigError as error:
+            if self.config.data.sequence and 'img_size' in str(error):
+                raise ConfigError(
+                    f'data.sequence=true: {self.config.model.name} takes no sequences ({error})'
+                ) from error
+            raise
 
     def build_model(self) -> nn.Module:
         model = super().build_model()

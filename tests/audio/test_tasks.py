@@ -134,8 +134,8 @@ def test_build_on_a_folder(tmp_path: Path) -> None:
             'a classifier needs classes, expected folder or name, got none',
         ),
         (['model.name=sashimi_diffusion', 'model.args.bits=4'], "sashimi_diffusion takes no 'bits'"),
-        (['data.kind=folder'], 'data.root: a folder of audio files must be given'),
-        (['data.kind=folder', 'data.root=/no/such/folder'], 'data.root: no folder at /no/such/folder'),
+        (['data.kind=folder'], 'data.root must be given: a folder of audio files'),
+        (['data.kind=folder', 'data.root=/no/such/folder'], 'data.root: /no/such/folder does not exist'),
     ],
 )
 def test_bad_configurations(tmp_path: Path, overrides: list[str], message: str) -> None:

@@ -2,9 +2,9 @@
 
     python -m tests.reliability.kill [runs=10] [seed=0] [media=images,sound] [processes=1]
 
-A run is begun, ended by SIGKILL, SIGTERM, SIGUSR1 or SIGHUP to one of its processes after a random time, and resumed,
-again and again, until it is done. The exit code is 1 where weights, history or the names of the files differ from those
-of the run that nothing stopped, or where a resumed run fails.
+A run is begun, ended by SIGKILL, SIGTERM, SIGUSR1 or SIGHUP to one or all of its processes after a random time, and
+resumed, again and again, until it is done. The exit code is 1 where weights, history or the names of the files differ
+from those of the run that nothing stopped, or where a resumed run fails.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def _torment_one(
         children = begin(folder, config, words, processes)
         time.sleep(rng.uniform(0, 0.6 * lasts))
         number = rng.choice(SIGNALS)
-        os.kill(rng.choice(children), number)  # not yet waited for, so it is there
+        for child in rng.choice(([rng.choice(children)], children)):
+            os.kill(child, number)  # not yet waited for, so it is there
         codes = end(children)
         if not any(codes):
             return None
