@@ -5,6 +5,7 @@ matplotlib (pictures) are imported on first use, so that neither is needed to re
 """
 
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -160,7 +161,7 @@ def resample_file(path: Path, target: Path, sample_rate: int, block: int = 1 << 
 
         def write(temporary: Path) -> None:
             try:
-                with soundfile.SoundFile(temporary, 'w', sample_rate, 1, 'FLOAT', format='W64') as sink:
+                with soundfile.SoundFile(os.fsencode(temporary), 'w', sample_rate, 1, 'FLOAT', format='W64') as sink:
                     for wave in _resampled(blocks(), rate, sample_rate, context):
                         sink.write(wave.numpy())
             except soundfile.LibsndfileError as error:
@@ -196,7 +197,7 @@ def write_audio(path: str | Path, waveform: Tensor | np.ndarray, sample_rate: in
         raise ValueError(f'a waveform is (T,) or (channels, T), got {data.shape}')
     samples = data.T if data.ndim == 2 else data
     try:
-        write_atomically(path, lambda temporary: soundfile.write(temporary, samples, sample_rate))
+        write_atomically(path, lambda temporary: soundfile.write(os.fsencode(temporary), samples, sample_rate))
     except soundfile.LibsndfileError as error:
         raise ValueError(
             f'{path}: {path.suffix} of {sample_rate} Hz cannot be written ({error.error_string})'
@@ -334,7 +335,7 @@ def _opened(path: str | Path) -> Iterator['SoundFile']:
     if not Path(path).is_file():
         raise FileNotFoundError(f'no audio file at {path}')
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # which need not be UTF-8
             if file.channels > _MOST_CHANNELS or not _RATES[0] <= file.samplerate <= _RATES[1]:
                 raise ValueError(f'{path}: {file.channels} channels at {file.samplerate} Hz are no recording')
             if file.frames >= _UNKNOWN:

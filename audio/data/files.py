@@ -127,7 +127,9 @@ def at_rate(files: list[AudioFile], sample_rate: int, cache: str | Path) -> list
 def _cached(path: Path, cache: Path, ending: str) -> Path:
     """The place in the cache of what is made of a file, another one when the file changes."""
     stat = path.stat()
-    fingerprint = hashlib.sha256(f'{path.resolve()} {stat.st_size} {stat.st_mtime_ns}'.encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(
+        f'{path.resolve()} {stat.st_size} {stat.st_mtime_ns}'.encode(errors='surrogateescape')
+    ).hexdigest()[:16]
     return cache / f'{path.name.split(".")[0]}-{fingerprint}{ending}'
 
 

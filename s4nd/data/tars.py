@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import logging
 import lzma
 import posixpath
 import tarfile
@@ -13,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 __all__ = ['LARGEST_FILE', 'Slice', 'files', 'link_target', 'link_targets', 'open_tar', 'plain_name', 'slices']
+
+logger = logging.getLogger(__name__)
 
 LARGEST_FILE = 1 << 28  # bytes of an example; a few megabytes of an archive may expand to any number
 
@@ -38,6 +41,25 @@ class _Info(tarfile.TarInfo):
             raise tarfile.ReadError(f'the archive ends, or is damaged, at byte {tar.offset}: {error}') from error
 
 
+class _Ending:
+    """A stream with an end: tarfile asks on and on for the terabytes that a damaged header claims."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._empty = stream, 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._empty += not data
+        if self._empty > 2:
+            raise EOFError('it ends within a file')
+        return data
+
+
+def _warn_of_rest(path: str | Path, rest: bytes) -> None:
+    if rest.strip(b'\0'):
+        logger.warning('%s: more follows after the end of the archive, and is not read', path)
+
+
 @contextmanager
 def open_tar(path: str | Path) -> Iterator[tarfile.TarFile]:
     """A tar (.tar, .tar.gz, .tar.bz2, .tar.xz), read in one pass: compressed ones allow nothing else at a fair price.
@@ -48,8 +70,12 @@ def open_tar(path: str | Path) -> Iterator[tarfile.TarFile]:
     with open(path, 'rb') as file:
         magic = file.read(6)
     opened = next((reader for begin, reader in _READERS.items() if magic.startswith(begin)), open)
-    with opened(path, 'rb') as stream, tarfile.open(fileobj=stream, mode='r|', tarinfo=_Info) as archive:
+    with (
+        opened(path, 'rb') as stream,
+        tarfile.open(fileobj=_Ending(stream), mode='r|', tarinfo=_Info) as archive,  # type: ignore[call-overload]
+    ):
         yield archive
+        _warn_of_rest(path, archive.fileobj.read(1 << 20))
         while stream.read(1 << 20):
             pass
 
@@ -92,7 +118,10 @@ def slices(path: Path) -> dict[PurePosixPath, Slice]:
     Raises tarfile.TarError, OSError and what its parsing runs into where the archive is not whole.
     """
     with tarfile.open(path, 'r:', tarinfo=_Info) as archive:
-        return _slices(archive, 0)
+        found = _slices(archive, 0)
+        archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
+        _warn_of_rest(path, archive.fileobj.read(1 << 20))  # type: ignore[union-attr]
+    return found
 
 
 def _slices(archive: tarfile.TarFile, begin: int) -> dict[PurePosixPath, Slice]:
