@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from s4nd.ops.dispatch import wide_dtype
+
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 # One generator for all rows of a batch, or one for each; None: torch's own.
 Random: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
@@ -149,6 +151,6 @@ def step_features(t: Tensor, features: int = STEP_FEATURES) -> Tensor:
     These are the features of DiffWave's released code; its paper has the exponent without the minus sign.
     """
     half = features // 2
-    frequencies = 10 ** (torch.arange(half, dtype=torch.float64, device=t.device) * (-4 / (half - 1)))
+    frequencies = 10 ** (torch.arange(half, dtype=wide_dtype(t.device), device=t.device) * (-4 / (half - 1)))
     phases = t[:, None] * frequencies
     return torch.cat([phases.sin(), phases.cos()], -1)

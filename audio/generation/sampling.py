@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from s4nd.layers.streaming import State
+from s4nd.ops.dispatch import wide, wide_dtype
 from s4nd.options import option
 
 from ..models.denoiser import DiffusionSaShiMi
@@ -192,7 +193,7 @@ class EagerLoop:
     def sample(self, first: Tensor, uniforms: np.ndarray, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
         """Draw codes (B, n) after the codes `first` (B,), one for each of uniforms (B, n): see `draw`."""
         code, codes, period = first, [], self._model.backbone.period
-        for uniform in torch.from_numpy(uniforms).to(first.device).unbind(1):
+        for uniform in torch.from_numpy(uniforms).to(first.device, wide_dtype(first.device)).unbind(1):
             logits, self._state = self._model.step(
                 code, self._state, self._system, label=self._label, phase=self._count % period
             )
@@ -206,15 +207,17 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float
     """Draw one code for each row of logits (B, n) and number uniform (B,) in [0, 1), of at most 32 bits -> (B,).
 
     Of softmax(logits / temperature) the likeliest codes that together hold `top_p` stay (the one that crosses it too;
-    of equals, the lower code); the code drawn is the one where the distribution function passes `uniform`. In float64.
+    of equals, the lower code); the code drawn is the one where the distribution function passes `uniform`. In float64
+    (on MPS in float32).
     """
-    share = torch.softmax(logits.double() / temperature, -1)
+    share = torch.softmax(wide(logits) / temperature, -1)
     if top_p < 1:
         ordered, index = share.sort(dim=-1, descending=True, stable=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
         share = torch.zeros_like(share).scatter(-1, index, ordered)
     total = share.cumsum(-1)
-    return (total <= uniform[:, None] * total[:, -1:]).sum(-1)
+    code = (total <= uniform[:, None] * total[:, -1:]).sum(-1)
+    return code.clamp(max=logits.shape[-1] - 1)  # of use in float32, where the product may round up to the sum
 
 
 def samples_in(seconds: float, sample_rate: int) -> int:

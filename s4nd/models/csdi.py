@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from s4nd.models.s4_block import S4Block
 from s4nd.models.sssd import Imputer, freeze_kernels
+from s4nd.ops.dispatch import wide_dtype
 
 __all__ = ['CSDIS4', 'CSDIBlock']
 
@@ -119,7 +120,7 @@ class CSDIS4(Imputer):
     def _side(self, mask: Tensor) -> Tensor:
         """Features of all places (B, K, L, S), float64: their time, channel and mask."""
         batch, channels, length = mask.shape
-        even = torch.arange(0, self.time_features, 2, device=mask.device, dtype=torch.float64)
+        even = torch.arange(0, self.time_features, 2, device=mask.device, dtype=wide_dtype(mask.device))
         rate = 1e4 ** (-even / self.time_features)
         phase = torch.arange(length, device=mask.device)[:, None] * rate
         time = torch.stack([phase.sin(), phase.cos()], -1).flatten(1)  # (L, time_features)
@@ -130,5 +131,5 @@ class CSDIS4(Imputer):
 def _rising_features(t: Tensor, features: int) -> Tensor:
     """Sines, then cosines, of t · 10^(4 i / (n - 1)), i = 0 … n - 1: (B, 2n) float64; as released, without a minus."""
     half = features // 2
-    phases = t[:, None] * 10 ** (torch.arange(half, dtype=torch.float64, device=t.device) * (4 / (half - 1)))
+    phases = t[:, None] * 10 ** (torch.arange(half, dtype=wide_dtype(t.device), device=t.device) * (4 / (half - 1)))
     return torch.cat([phases.sin(), phases.cos()], -1)

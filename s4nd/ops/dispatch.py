@@ -127,6 +127,11 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.device.type == 'mps' else x.double()
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of `wide` tensors on a device."""
+    return torch.float32 if device.type == 'mps' else torch.float64
+
+
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which taps and states are kept: float32 for half precision, else the dtype itself."""
     return torch.promote_types(dtype, torch.float32)

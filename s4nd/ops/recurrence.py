@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from s4nd.ops.dispatch import wide, wide_dtype
+
 Advance = Callable[[Tensor, Tensor, list[Tensor]], tuple[Tensor, Tensor]]
 
 # Samples of a chunk, a power of two: longer ones cost more arithmetic a sample, shorter ones more chunks in a row.
@@ -52,9 +54,9 @@ def run_recurrence(advance: Advance, system: list[Tensor], u: Tensor, x: Tensor)
 def _chunk_matrices(advance: Advance, system: list[Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """T (H, c·K, K), S (H, c·K, N), R (H, N, K) and Āᴷ (H, N, N), float64."""
     features, shape = x.shape[1], x.shape[2:]
-    system = [t.double() for t in system]
+    system = [wide(t) for t in system]
     # The columns of Ā are what it makes of a basis; B̄ is what an impulse makes of the state zero.
-    basis = torch.eye(shape.numel(), dtype=torch.float64, device=x.device).reshape(-1, 1, *shape)
+    basis = torch.eye(shape.numel(), dtype=wide_dtype(x.device), device=x.device).reshape(-1, 1, *shape)
     states = basis.expand(-1, features, *shape)
     row, power = advance(states.new_zeros(len(states), features), states, system)
     tap, column = advance(states.new_ones(1, features), torch.zeros_like(states[:1]), system)

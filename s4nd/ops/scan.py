@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from s4nd.ops.dispatch import by_hand, wants_graph
+from s4nd.ops.dispatch import by_hand, wants_graph, wide_dtype
 
 
 def diagonal_scan(a_re: Tensor, a_im: Tensor, b: Tensor, reverse: bool = False) -> Tensor:
@@ -184,7 +184,7 @@ def _scan_(a: Tensor, x: Tensor, reverse: bool) -> None:
     """In place, by the tree of Brent and Kung: sums over blocks of 2, 4, 8 … rows at the last row of each, then what
     the middles of blocks lack of the rows before their block. `span` rows further, a row has the weight a^span."""
     length = x.shape[-2]
-    span, power, levels = 1, a.to(torch.complex128), []
+    span, power, levels = 1, a.to(wide_dtype(a.device).to_complex()), []
     while 2 * span <= length:
         _push_(x, span - 1, 2 * span - 1, 2 * span, power, reverse)
         levels.append((span, power))

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce, send_to_device
 from torch import Tensor
 
+from s4nd.ops.dispatch import wide_dtype
 from s4nd.progress import progress
 from s4nd.seeds import generator
 from s4nd.tasks.base import Chosen, Epoch
@@ -26,7 +27,7 @@ def evenly(total: int, limit: int | None) -> Tensor:
 def zeros(count: int, device: torch.device | str) -> Tensor:
     """Sums to add to, in float64 where the device has it."""
     device = torch.device(device)
-    return torch.zeros(count, dtype=torch.float32 if device.type == 'mps' else torch.float64, device=device)
+    return torch.zeros(count, dtype=wide_dtype(device), device=device)
 
 
 def gathered(sums: Tensor) -> list[float]:
