@@ -10,7 +10,8 @@ convolutions, as many parameters. Norms are batch norms, so that nothing but the
 Rows at `rate` (Hz): `direct` takes one step per sample received, at a dt that is 8000 / rate times as long; `resampled`
 brings the samples to 8 kHz first and takes the steps of that rate (the time of the resampling is not counted). The
 answers are those of the recurrence; `apart` is the largest difference to the convolution over the whole clip, relative
-to the largest answer. Times are seconds per second of sound, one stream, medians of interleaved rounds.
+to the largest answer. Times are seconds per second of sound, one stream, medians of rounds in which all
+models take turns; with epochs=0 nothing else is of use.
 """
 
 import math
@@ -117,7 +118,7 @@ def measure(model: SequenceModel, waves: Tensor, labels: Tensor, step: float) ->
 
 def main(chosen: dict[str, str]) -> None:
     measured = setup(chosen['threads'], 'cpu')
-    rate = int(chosen['rate'])
+    rate, epochs = int(chosen['rate']), int(chosen['epochs'])
     data = AudioData(
         kind='digits', root=chosen['digits'], cache=chosen['cache'], sample_rate=TRAINED, clip_samples=TRAINED,
         normalize='peak', labels='name',
@@ -127,26 +128,28 @@ def main(chosen: dict[str, str]) -> None:
     back = resample(low[0][..., 0], rate, TRAINED)[:, : own[0].shape[1], None]
     picked = torch.linspace(0, len(own[0]) - 1, min(int(chosen['test']), len(own[0]))).long()
     runs = {f'{TRAINED} Hz': (own[0], 1.0), 'direct': (low[0], TRAINED / rate), 'resampled': (back, 1.0)}
-    rows, times = [], {}
+    rows, timed = [], {}
     for name in chosen['models'].split(','):
         cells: dict[str, list[tuple[float, float]]] = {}
         for seed in map(int, chosen['seeds'].split(',')):
             torch.manual_seed(seed)
             model = make(name)
-            train(model, *shown, int(chosen['epochs']), seed)
+            if epochs:
+                train(model, *shown, epochs, seed)
             model.eval()
             for run, (waves, step) in runs.items():
                 if name == 's4' or step == 1:
                     cells.setdefault(run, []).append(measure(model, waves[picked], own[1][picked], step))
                     print(name, seed, run, cells[run][-1], file=sys.stderr, flush=True)
-        timed = {run: partial_stream(model, *runs[run]) for run in cells}
-        times = {run: found / TIMED * runs[run][0].shape[1] / SECONDS for run, found in medians(timed, 5).items()}
         parameters = sum(p.numel() for p in model.parameters())
         for run, found in cells.items():
             values, apart = zip(*found, strict=True)
             accuracy = f'{statistics.mean(values):.2f} ({min(values):.2f}-{max(values):.2f})'
+            timed[f'{name} {run}'] = partial_stream(model, *runs[run])
             row = {'model': name, 'run': run, 'parameters': parameters, 'accuracy': accuracy}
-            rows.append(row | {'seconds': times[run], 'apart': max(apart)})
+            rows.append(row | {'apart': max(apart), 'steps': runs[run][0].shape[1] / SECONDS})
+    for row, seconds in zip(rows, medians(timed, 9).values(), strict=True):
+        row['seconds'] = seconds / TIMED * row.pop('steps')
     print(table(rows))
     save(chosen['out'], f'streaming_{rate}', measured, rows)
 
