@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from s4nd import cli
+from s4nd.options import describe
 from s4nd.training.loop import NonFiniteError
 from s4nd.training.stopping import Interrupted
 
@@ -27,10 +28,34 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
     assert outcome(capsys, 'trian') == (2, '', "error: no command 'trian'; did you mean 'train'?\n")
 
 
-@pytest.mark.parametrize('name', ['evaluate', 'export', 'report', 'list', 'completion'])
+@pytest.mark.parametrize('name', cli.command_names())
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    code, out, _ = outcome(capsys, name, '--help')
-    assert code == 0 and len(out.splitlines()) > 2
+    for words in (['--help'], ['-h']):
+        code, out, err = outcome(capsys, name, *words)
+        assert (code, err) == (0, '') and len(out.splitlines()) > 2
+    schema = cli.command_options().get(name)
+    assert schema is None or describe(schema) in out
+
+
+@pytest.mark.parametrize('name', [name for name in cli.command_names() if name != 'list'])
+@pytest.mark.parametrize('words', [['nosuch=1'], ['--nosuch', '1'], ['--nosuch=1']])
+def test_every_command_refuses_an_unknown_option(
+    capsys: pytest.CaptureFixture[str], name: str, words: list[str]
+) -> None:
+    code, out, err = outcome(capsys, name, *words)
+    assert (code, out) == (2, '') and err.startswith('error: ') and err.count('\n') == 1
+
+
+@pytest.mark.parametrize('name', cli.command_names())
+def test_every_command_is_ended_by_an_interruption(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, 'parse_words', interrupted)
+    monkeypatch.setattr(cli, '_load', lambda place: interrupted)
+    assert outcome(capsys, name) == (130, '', 'interrupted\n')
 
 
 @pytest.mark.parametrize(
