@@ -27,6 +27,7 @@ KEPT = ('task', 'model', 'args', 'classes', 'size', 'frame_rate', 'sample_rate',
 OWN = {
     'data': {'root': None, 'cache': 'out/cache'},
     'out': '',
+    'checkpoint': None,
     'precision': 'fp32',
     'resume': False,
     'overwrite': False,

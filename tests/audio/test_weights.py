@@ -7,6 +7,7 @@ import torch
 
 from s4nd.audio import generate, load_generator
 from s4nd.audio.evaluation.metrics import load_classifier
+from s4nd.audio.io import resample
 from s4nd.audio.models import MODELS, build_model
 from s4nd.cli import main
 from s4nd.training.checkpoint import config_beside, find_weights, load_weights, read_metadata, stored_args
@@ -53,3 +54,16 @@ def test_generate_without_a_checkpoint_writes_nothing_into_the_package(
 
 def test_the_classifier_of_the_metrics_loads_by_name() -> None:
     assert load_classifier('spectrogram_classifier.digits')(torch.zeros(1, 8000)).shape == (1, 10)
+
+
+def test_the_digit_classifier_hears_the_same_at_half_the_rate() -> None:
+    path = find_weights('audio_classifier.digits')
+    metadata = read_metadata(path)
+    model = build_model('audio_classifier', stored_args(path, metadata)).eval()
+    load_weights(path, model, 'audio_classifier')
+    waves = torch.randn(8, 2000, generator=torch.Generator().manual_seed(0)) * torch.hann_window(2000)
+    waves = resample(waves / waves.abs().amax(1, keepdim=True), 2000, 8000)  # nothing above 1 kHz
+    with torch.no_grad():
+        fine, coarse = model(waves), model(resample(waves, 8000, 4000))
+    assert torch.equal(fine.argmax(1), coarse.argmax(1))
+    assert (fine - coarse).abs().max() < 0.2 * fine.abs().max()
