@@ -168,10 +168,12 @@ def use_toeplitz(size: list[int], axis: int, method: str = 'auto') -> bool:
 def toeplitz(taps: Tensor, center: int, length: int) -> Tensor:
     """Lag taps (R, C, K) -> matrices (R, C, L, L) that stand for the convolution: row j, column i holds k[i - j]."""
     # Lags beyond ±(length - 1) never meet the signal.
-    first, last = max(0, center - length + 1), min(taps.shape[2], center + length)
-    taps, center = taps[..., first:last], center - first
-    padded = torch.nn.functional.pad(taps, (length - 1 - center, length - (taps.shape[2] - center)))  # (R, C, 2L - 1)
-    return padded.unfold(2, length, 1).flip(2)
+    before, after = length - 1 - center, length - (taps.shape[2] - center)
+    if before < 0 or after < 0:
+        taps = taps[..., max(0, -before) : taps.shape[2] - max(0, -after)]
+    if before > 0 or after > 0:
+        taps = F.pad(taps, [max(0, before), max(0, after)])
+    return taps.unfold(2, length, 1).flip(2)  # of (R, C, 2L - 1)
 
 
 def toeplitz_replicate(taps: Tensor, center: int, length: int) -> Tensor:
