@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from s4nd.audio.models import MODEL_NAME, MODELS, build_model
 from s4nd.files import write_atomically
 from s4nd.models import load_checkpoint
+from s4nd.tasks import make_task
 from s4nd.training.checkpoint import config_beside, find_weights, load_weights, read_metadata, stored_args
+from s4nd.training.config import load_config
 
 KEPT = ('task', 'model', 'args', 'classes', 'size', 'frame_rate', 'sample_rate', 'quantizer')
 # What the user's machine decides.
+OWN_DATA = {'root': None, 'cache': 'out/cache'}
 OWN = {
-    'data': {'root': None, 'cache': 'out/cache'},
     'out': '',
     'checkpoint': None,
     'precision': 'fp32',
@@ -66,9 +68,16 @@ print(f'{sum(v.numel() * v.element_size() for v in tensors.values()):,} bytes, o
 if not error <= 5e-3:
     sys.exit('error: half precision changes the outputs by more than 0.5 %')
 kept = {key: metadata[key] for key in KEPT if key in metadata}
-kept['args'] = json.dumps({key: value for key, value in json.loads(metadata['args']).items() if key != 'in_chans'})
+# timm adapts the weights of three channels to other numbers of them.
+args = {key: value for key, value in json.loads(metadata['args']).items() if (key, value) != ('in_chans', 3)}
+kept['args'] = json.dumps(args)
+prepared = make_task(load_config(config_beside(path))).data_config
+if prepared:
+    rounded = {key: value if key == 'input_size' else [round(x, 6) for x in value] for key, value in prepared.items()}
+    kept['data_config'] = json.dumps({**rounded, 'num_classes': args['num_classes']})
 target = Path(chosen['out']) / f'{chosen["name"]}.safetensors'
 write_atomically(target, lambda temporary: save_file(tensors, temporary, metadata=kept))
 config = OmegaConf.merge(OmegaConf.load(config_beside(path)), OWN)
+config.data.update({key: value for key, value in OWN_DATA.items() if key in config.data})
 write_atomically(target.with_suffix('.yaml'), lambda temporary: OmegaConf.save(config, temporary))
 print(target)

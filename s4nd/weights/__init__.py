@@ -33,7 +33,10 @@ def with_shipped(cfgs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
     found: dict[str, dict[str, Any]] = {}
     for tagged, cfg in cfgs.items():
         model = tagged.partition('.')[0]
-        found |= {name: {**cfg, 'file': str(FOLDER / f'{name}.safetensors')} for name in shipped_names(model)}
+        for name in shipped_names(model):
+            prepared = json.loads(_metadata(name).get('data_config', '{}'))
+            prepared = {key: tuple(value) if isinstance(value, list) else value for key, value in prepared.items()}
+            found[name] = {**cfg, **prepared, 'file': str(FOLDER / f'{name}.safetensors')}
         found[tagged] = dict(cfg)
     return found
 
@@ -42,10 +45,10 @@ def shipped_args(model: str, pretrained: bool, tag: Any) -> dict[str, Any]:
     """Arguments that the weights `tag` of a model were trained with, of the first where only `pretrained` is said."""
     names = shipped_names(model)
     name = names[0] if pretrained and tag is None and names else f'{model}.{tag}'
-    return _stored_args(name) if name in names else {}
+    return json.loads(_metadata(name)['args']) if name in names else {}
 
 
 @cache
-def _stored_args(name: str) -> dict[str, Any]:
+def _metadata(name: str) -> dict[str, str]:
     with safe_open(FOLDER / f'{name}.safetensors', framework='pt') as file:
-        return json.loads(file.metadata()['args'])
+        return file.metadata()

@@ -49,10 +49,14 @@ def test_weights_that_ship_need_no_network_and_are_small(path: Path) -> None:
     for name, tensor in load_file(path).items():
         torch.testing.assert_close(model.state_dict()[name], tensor, check_dtype=False, atol=0, rtol=0)
     short = timm.create_model(path.stem.split('.')[0], pretrained=True).eval()
+    frames = (model.num_frames,) if model.num_frames else ()
     for size in (16, 33):
-        x = image(size)
+        x = torch.randn(2, model.in_chans, *frames, size, size)
         assert torch.equal(short(x), model(x)) and model(x).isfinite().all()
-    assert timm.create_model(path.stem, pretrained=True, num_classes=3)(x).shape == (len(x), 3)
+    other = timm.create_model(path.stem, pretrained=True, num_classes=3, in_chans=5)
+    assert other(x[:, :1].expand(-1, 5, *x.shape[2:])).shape == (2, 3)
+    prepared = timm.data.resolve_model_data_config(model)
+    assert prepared['input_size'] == (model.in_chans, *model.img_size) and len(prepared['mean']) == model.in_chans
     assert timm.create_model(path.stem).state_dict().keys() == model.state_dict().keys()
 
 
