@@ -24,7 +24,7 @@ from s4nd.models._clip_conv import TimeConv
 from s4nd.models._mixers import assign_grid, mixer_class
 from s4nd.models._parts import LayoutModule, from_map, to_map
 from s4nd.optim import ssm_parameter_patterns
-from s4nd.weights import shipped_args
+from s4nd.weights import shipped_args, shipped_names
 
 for name in ('to_map', 'from_map'):  # as in _parts.py
     torch.fx.wrap(name)
@@ -296,6 +296,11 @@ def create(
 ) -> Any:  # fmt: skip
     """Build a registered model from the variant's arguments and those that are given, flat keywords folded."""
     trained = shipped_args(variant, pretrained, given.get('pretrained_cfg'))
+    if not pretrained and given.get('pretrained_cfg') is None and shipped_names(variant):
+        given = {
+            **given,
+            'pretrained_cfg': 'untrained',
+        }  # nothing is of the weights that ship
     args = complete(cls, variant_args, {**trained, **given}, variant)
     levels = {'out_indices': tuple(range(len(args.get('depths', (0, 0, 0))))), 'flatten_sequential': True}
     model = build_model_with_cfg(
