@@ -50,7 +50,7 @@ def test_a_run_is_evaluated_at_every_size_as_train_py_does_it(
     assert lines[0].split()[-4:] == ['accuracy@6x10', 'accuracy@10x6', 'accuracy@8', 'accuracy@16']
     assert '*' in lines[2].split()[-2] and lines[3].split()[:3] == ['ms', 'per', 'input']
     with Image.open(tmp_path / 'evaluation.png') as picture:
-        assert picture.size == (700, 450)
+        assert picture.size == (1120, 840)
 
 
 def test_the_resized_baseline_has_metrics_and_times_beside_the_direct_ones(

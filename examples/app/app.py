@@ -22,14 +22,15 @@ from s4nd.audio import Generator, generate, load_generator
 from s4nd.audio.io import resample
 from s4nd.data.synthetic.drawings import draw
 from s4nd.models import class_names, is_ours, load_checkpoint, probabilities
-from s4nd.weights import shipped_names
+from s4nd.weights import shipped_args, shipped_names
 
 SIZES = (8, 12, 16, 24, 32, 48, 64)
 
 
 def image_models() -> list[str]:
     """The names of the image classifiers that ship."""
-    return [name for name in shipped_names() if is_ours(name.partition('.')[0])]
+    found = [name.partition('.') for name in shipped_names() if is_ours(name.partition('.')[0])]
+    return [''.join(parts) for parts in found if not shipped_args(parts[0], True, parts[2]).get('num_frames')]
 
 
 def sound_models() -> list[str]:
