@@ -114,5 +114,5 @@ if __name__ == '__main__':
         f'backbone_{chosen["dtype"]}{"_compiled" * (chosen["compile"] == "true")}',
         measured,
         found,
-        picture(found),
+        lambda: picture(found),
     )
