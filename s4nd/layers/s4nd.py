@@ -24,6 +24,7 @@ from s4nd.ops import (
     use_toeplitz,
     wrap_taps,
 )  # fmt: skip
+from s4nd.ops.dispatch import by_hand
 from s4nd.resolution import axis_steps, warn_if_aliased
 
 CELLS = ('training', 'input', 'published')
@@ -217,9 +218,12 @@ class S4ND(GridLayer):
     @torch.jit.unused
     def _grouped_taps(self, requests: list[tuple[int, float, float]]) -> tuple[list[Tensor], list[int]]:
         """Evaluate at once the kernels of one form that are asked for the same."""
+        together = by_hand(next(self.parameters()))  # other devices take the plain path, one kernel at a time
         groups: dict[Hashable, list[int]] = {}
         for axis, (kernel, request) in enumerate(zip(self.kernels, requests, strict=True)):
-            groups.setdefault((form_of(kernel) or axis, self.bidirectional[axis], request), []).append(axis)
+            groups.setdefault(((together and form_of(kernel)) or axis, self.bidirectional[axis], request), []).append(
+                axis
+            )
         found: dict[int, tuple[Tensor, int]] = {}
         for axes in groups.values():
             length, step, width = requests[axes[0]]

@@ -118,3 +118,8 @@ def test_one_kernel_for_both_axes() -> None:
         once = layer.axis_taps(0, 5, 1.0)[0]
         true = torch.autograd.grad(2 * once.square().sum(), layer.kernels[0].C)[0]
         torch.testing.assert_close(layer.kernels[0].C.grad, true, atol=1e-10, rtol=1e-10)
+
+
+def test_the_plain_path_of_other_devices_takes_kernels_alone() -> None:
+    layer = S4ND(4, (5, 5), d_state=4, device='meta')
+    assert layer(torch.empty(2, 4, 5, 5, device='meta')).shape == (2, 4, 5, 5)
