@@ -71,8 +71,10 @@ def clip_parts(data: AudioData, seed: int) -> dict[str, Clips]:
             part: PluckedClips(count, data.clip_samples, data.sample_rate, (seed, i))
             for i, (part, count) in enumerate(sizes.items())
         }
-    fetched = data.download and data.root is not None
-    root = Path(str(data.root)) if fetched else existing(data.root, 'a folder of audio files, or a tar of them')
+    if data.root is None or not data.download:
+        root = existing(data.root, 'a folder of audio files, or a tar of them')
+    else:
+        root = Path(data.root)
     common: dict[str, Any] = {
         'normalize': data.normalize, 'labels': data.labels, 'seed': seed, 'cache': data.cache,
     }  # fmt: skip

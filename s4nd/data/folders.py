@@ -21,7 +21,17 @@ from torch import Tensor
 
 from s4nd.data.labeled import DataError
 
-__all__ = ['SPLITS', 'Member', 'divide', 'existing', 'files_named', 'is_hidden', 'locate', 'warn_of_others']
+__all__ = [
+    'SPLITS',
+    'Member',
+    'divide',
+    'existing',
+    'files_named',
+    'is_hidden',
+    'is_readable',
+    'locate',
+    'warn_of_others',
+]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +70,7 @@ def warn_of_others(root: Path, others: Iterable[PurePosixPath]) -> None:
     """Say how many files in the folders under a root, or in an archive, are left out for their suffix."""
     others = [name for name in others if len(name.parts) > 1 and not is_hidden(name)]
     if others:
-        logger.warning('%d files in %s have other suffixes and are left out, first: %s', len(others), root, others[0])
+        logger.warning('left out for their suffix: %d of the files in %s, first: %s', len(others), root, others[0])
 
 
 def _walk(root: Path) -> Iterator[PurePosixPath]:
@@ -83,7 +93,7 @@ def _walk(root: Path) -> Iterator[PurePosixPath]:
                 if place not in inside and (path.parts[:2], place) not in entered:
                     entered.add((path.parts[:2], place))
                     waiting.append((path, (*inside, place)))
-            elif _is_file(entry):
+            elif is_readable(entry):
                 yield path
 
 
@@ -91,8 +101,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Neither a device nor a pipe, which one might wait for; a link that leads nowhere is one."""
+def is_readable(entry: os.DirEntry[str]) -> bool:
+    """Whether to read it: no folder, and no device or pipe, which might never end; reading names a broken link."""
     if entry.is_symlink():
         return os.path.isfile(entry.path) or not os.path.exists(entry.path)
     return entry.is_file()
@@ -129,11 +139,13 @@ def _splits(tops: set[tuple[str, int]]) -> dict[str, str]:
     others, or alone.
     """
     found = {name: SPLITS[name.lower()] for name, parts in tops if parts > 2 and name.lower() in SPLITS}
+    alone = len({name for name, parts in tops if parts > 1} - found.keys()) == 0
+    if not (alone or {'train', 'test'} <= set(found.values())):
+        return {}
     tests = sorted(name for name, use in found.items() if use == 'test')
     if len(tests) > 1:
         logger.warning('the folders %s are one part, test', ' and '.join(tests))
-    alone = len({name for name, parts in tops if parts > 1} - found.keys()) == 0
-    return found if alone or {'train', 'test'} <= set(found.values()) else {}
+    return found
 
 
 def existing(

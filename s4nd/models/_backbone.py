@@ -297,10 +297,8 @@ def create(
     """Build a registered model from the variant's arguments and those that are given, flat keywords folded."""
     trained = shipped_args(variant, pretrained, given.get('pretrained_cfg'))
     if not pretrained and given.get('pretrained_cfg') is None and shipped_names(variant):
-        given = {
-            **given,
-            'pretrained_cfg': 'untrained',
-        }  # nothing is of the weights that ship
+        # timm would describe what has weights, whose channels and classes are not those of the family.
+        given = {**given, 'pretrained_cfg': 'untrained'}
     args = complete(cls, variant_args, {**trained, **given}, variant)
     levels = {'out_indices': tuple(range(len(args.get('depths', (0, 0, 0))))), 'flatten_sequential': True}
     model = build_model_with_cfg(

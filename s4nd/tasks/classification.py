@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from s4nd.data.labeled import DataError, Set, Splits
 from s4nd.options import ConfigError
+from s4nd.resolution import parse_size
 from s4nd.tasks.base import Epoch, Task
 from s4nd.tasks.sharing import gathered, shared, zeros
 from s4nd.training.config import RunConfig
@@ -28,6 +29,8 @@ class LabeledTask(Task, Generic[Set]):
         examples: what the examples are called in messages.
     """
 
+    mean: Tensor  # per channel, of the inputs; set by each kind of examples
+    std: Tensor
     maximize = True
     loss_unit = 'nats'
 
@@ -53,6 +56,11 @@ class LabeledTask(Task, Generic[Set]):
     @property
     def metadata(self) -> dict[str, str]:
         return {**super().metadata, 'classes': json.dumps(self.classes)}
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        size = (self.channels, *parse_size(self.axes['size'].trained))
+        return {'input_size': size, 'mean': self.mean.flatten().tolist(), 'std': self.std.flatten().tolist()}
 
     def completed_args(self) -> dict[str, Any]:
         found = {'num_classes': len(self.classes), 'in_chans': self.channels}

@@ -92,11 +92,6 @@ class VideoTask(LabeledTask[ClipSet]):
         return [*words, f'data.frame_rate={rate_of(metadata["frame_rate"]):g}'] if 'frame_rate' in metadata else words
 
     @property
-    def data_config(self) -> dict[str, Any]:
-        size = (self.channels, *self.grid.size)
-        return {'input_size': size, 'mean': self.mean.flatten().tolist(), 'std': self.std.flatten().tolist()}
-
-    @property
     def axes(self) -> dict[str, Axis]:
         sizes = sorted({parse_size(size) for size in self.config.eval.sizes or [self.grid.size]})
         rates = sorted(set(self.config.eval.frame_rates))

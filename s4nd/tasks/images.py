@@ -98,11 +98,6 @@ class ImageTask(LabeledTask[ImageSet | StreamSet]):
         sizes = sorted({parse_size(size) for size in self.config.eval.sizes or [self.size]})
         return {'size': Axis('pixels per side', size_name(self.size), tuple(map(size_name, sizes)))}
 
-    @property
-    def data_config(self) -> dict[str, Any]:
-        size = (self.channels, *self.size)
-        return {'input_size': size, 'mean': self.mean.flatten().tolist(), 'std': self.std.flatten().tolist()}
-
     def completed_args(self) -> dict[str, Any]:
         args = super().completed_args()
         return {'img_size': self.grid(self.size), **args} if is_ours(self.config.model.name) else args

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from s4nd.data.clips.grid import ClipGrid
+from s4nd.data.folders import is_readable
 from s4nd.data.images.files import ImageError, decode, is_image
 from s4nd.data.labeled import ExampleError
 from s4nd.data.tars import LARGEST_FILE
@@ -68,8 +69,8 @@ def read_clip(path: Path, grid: ClipGrid, place: float = 0.5, stored_rate: float
 
 
 def _from_folder(folder: Path, times: Times, rate: float | None) -> tuple[Tensor, float]:
-    named = [folder / name for name in os.listdir(folder) if is_image(PurePosixPath(name))]
-    files = sorted((file for file in named if file.is_file() or file.is_symlink()), key=_numbers)
+    named = (entry for entry in os.scandir(folder) if is_image(PurePosixPath(entry.name)) and is_readable(entry))
+    files = sorted((Path(entry.path) for entry in named), key=_numbers)
     if not files:
         raise ClipError('a folder without image files')
     if rate is None:

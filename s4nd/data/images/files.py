@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ MAX_PIXELS = 1 << 26
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF', 'PPM', 'TIFF')
 _MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')
 _CACHE_FORMAT = 4
+Names: TypeAlias = list[PurePosixPath] | None  # of the images in a folder; None: an archive
 _FULL = 0xFFFF  # the lightest value of 16 bits
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _SIGNED = 258, 262, 339, 2  # tags of TIFF, and a value of the last
 
@@ -72,24 +73,25 @@ def load_class_folders(
     warning, passed over and listed in `skipped`. Raises DataError where there is nothing to learn from.
     """
     path = existing(root)
-    cached = None if cache is None else Path(cache).expanduser() / f'{_fingerprint(path, source_size)}.safetensors'
-    if cached is None:
-        return _decode_all(path, source_size, max_pixels)
+    names = files_named(path, SUFFIXES) if path.is_dir() else None
+    if cache is None:
+        return _decode_all(path, names, source_size, max_pixels)
+    cached = Path(cache).expanduser() / f'{_fingerprint(path, names, source_size)}.safetensors'
     found = _read_cache(cached)
     if found is None:
         with locked(cached):
             found = _read_cache(cached)
             if found is None:
-                found = _decode_all(path, source_size, max_pixels)
+                found = _decode_all(path, names, source_size, max_pixels)
                 _write_cache(cached, found)
     return found
 
 
-def _decode_all(path: Path, source_size: int | None, max_pixels: int) -> dict[str, PixelSet]:
+def _decode_all(path: Path, names: Names, source_size: int | None, max_pixels: int) -> dict[str, PixelSet]:
     images: dict[PurePosixPath, Tensor] = {}
     skipped: list[str] = []
     links: dict[PurePosixPath, PurePosixPath | None] = {}
-    for name, content in progress(_contents(path), 'decoding', 'images'):
+    for name, content in progress(_contents(path, names), 'decoding', 'images'):
         if not isinstance(content, bytes):
             links[name] = content
             continue
@@ -154,10 +156,10 @@ def _to_rgb(image: Image.Image, format: str | None, tags: Mapping[int, Any]) -> 
     return np.array(image.convert('RGB'))
 
 
-def _contents(path: Path) -> Iterator[tuple[PurePosixPath, bytes | PurePosixPath | None]]:
+def _contents(path: Path, names: Names) -> Iterator[tuple[PurePosixPath, bytes | PurePosixPath | None]]:
     """(path, bytes) of every image; of a link in an archive, (path, what it stands for)."""
-    if path.is_dir():
-        for name in files_named(path, SUFFIXES):
+    if names is not None:
+        for name in names:
             yield name, _read(path / name)
         return
     try:
@@ -210,8 +212,8 @@ def _assemble(path: Path, images: dict[PurePosixPath, Tensor], skipped: tuple[st
     return {'test': test, **sets} if len(test.labels) else sets
 
 
-def _fingerprint(path: Path, source_size: int | None) -> str:
-    sources = [path] if path.is_file() else [path / name for name in files_named(path, SUFFIXES)]
+def _fingerprint(path: Path, names: Names, source_size: int | None) -> str:
+    sources = [path] if names is None else [path / name for name in names]
     states = [(str(file), file.stat() if file.exists() else None) for file in sources]
     stats = [(file, state and (state.st_size, state.st_mtime_ns)) for file, state in states]
     text = json.dumps([_CACHE_FORMAT, str(path.resolve()), source_size, stats])
