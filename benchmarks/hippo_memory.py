@@ -47,12 +47,13 @@ def reconstruct(u: Tensor, measure: str, d_state: int) -> Tensor:
 
 def draw(u: Tensor, memories: dict[str, Tensor], d_state: int) -> Figure:
     """A panel for each measure: the signal in gray, the reconstruction over it."""
-    figure = pictures.figure(7)
+    figure = pictures.figure(6.4)
     axes = figure.subplots(4, 1, sharex=True, sharey=True)
     for axis, (measure, found) in zip(axes, memories.items(), strict=True):
         axis.plot(u, color=pictures.faint(), linewidth=5, label='signal')
         axis.plot(range(SAMPLES - len(found), SAMPLES), found, color='C1', linewidth=1.2, label='reconstructed')
         axis.set_ylim(-3, 3)
+        axis.margins(x=0.01)
         axis.set_ylabel('value')
         axis.set_title(f'{TITLES[measure]} (error over the last {WINDOW}: {100 * error(u, found):.2g} %)')
     pictures.legend(figure, axes)
@@ -70,7 +71,7 @@ def main(d_state: int, path: Path) -> None:
     memories = {measure: reconstruct(u, measure, d_state) for measure in TITLES}
     for measure, found in memories.items():
         print(f'{measure}: relative error over the last {WINDOW} samples {error(u, found):.2g}')
-    print(*pictures.write(path, lambda: draw(u, memories, d_state)))
+    print(*pictures.write(path, lambda: draw(u, memories, d_state), dark=True))
 
 
 if __name__ == '__main__':

@@ -214,22 +214,25 @@ def report_of(name: str, seed: int, parts: dict[str, Tensor], chosen: dict[str, 
 
 
 def picture(values: Tensor, mask: Tensor, draws: list[Tensor]) -> Figure:
-    """Three gaps of 16: the clip, a straight line, and five draws."""
+    """Three gaps of 16 samples: the clip, a straight line, and five draws."""
     line = interpolated(values, mask)
+    ms = torch.arange(values.shape[-1]) / (RATE / 1000)
     figure = pictures.figure(6)
-    axes = figure.subplots(3, 1)
+    axes = figure.subplots(3, 1, sharey=True)
     for axis, row in zip(axes, range(0, len(values), -(-len(values) // 3)), strict=False):
         gap = (~mask[row, 0]).nonzero()[:, 0]
-        shown = torch.arange(max(0, int(gap[0]) - 32), min(values.shape[-1], int(gap[-1]) + 33))
-        inside = torch.arange(max(0, int(gap[0]) - 1), min(values.shape[-1], int(gap[-1]) + 2))
-        axis.axvspan(int(gap[0]) - 0.5, int(gap[-1]) + 0.5, color=pictures.faint(), alpha=0.5)
+        first, last = int(gap[0]), int(gap[-1])
+        shown = slice(max(0, first - 32), last + 33)
+        inside = slice(max(0, first - 1), last + 2)  # with the sample before and that after, where there is one
+        axis.axvspan(ms[first] - 0.125, ms[last] + 0.125, color=pictures.faint(), alpha=0.5, linewidth=0)
+        axis.plot(ms[shown], values[row, 0, shown], color=pictures.ink(), linewidth=1.5, label='the clip')
         for draw in draws:
-            axis.plot(inside, draw[row, 0, inside], color='C1', linewidth=1, alpha=0.7, label='five draws of SSSD-S4')
-        axis.plot(inside, line[row, 0, inside], color='C0', linewidth=1.2, linestyle='--', label='a straight line')
-        axis.plot(shown, values[row, 0, shown], color=pictures.ink(), linewidth=1.5, label='the clip')
+            axis.plot(ms[inside], draw[row, 0, inside], 'C1', linewidth=1, alpha=0.7, label='five draws of SSSD-S4')
+        axis.plot(ms[inside], line[row, 0, inside], 'C0', linestyle='--', linewidth=1.4, label='a straight line')
         axis.set_ylabel('amplitude')
-    pictures.legend(figure, axes)
-    axes[-1].set_xlabel(f'sample ({RATE // 1000} per ms)')
+        axis.margins(x=0.01)
+    pictures.legend(figure, axes[:1])
+    axes[-1].set_xlabel('time in the clip (ms); the gap is gray')
     return figure
 
 

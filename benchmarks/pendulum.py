@@ -126,16 +126,25 @@ def train(model: Follower, data: Film, updates: int, seed: int) -> None:
 
 
 def draw(test: Film, followed: Mapping[str, Tensor]) -> Figure:
-    """One clip: the sine of the angle at the frames that are there, and what each system predicts."""
-    figure = pictures.figure(3.8)
-    axis = figure.subplots()
-    seconds = test.times[0] * SPACING
-    axis.plot(seconds, test.target[0, :, 0], 'o-', color=pictures.faint(), linewidth=4, label='truth')
-    for name, y in followed.items():
-        axis.plot(seconds, y[0, :, 0], '.-', linewidth=1, label=name)
-    axis.set_xlabel('seconds; a point per frame that is there')
-    axis.set_ylabel('sin θ')
-    pictures.legend(figure, [axis], columns=5)
+    """The clip of median error as those with times follow it; below, the error of each frame over all clips."""
+    figure = pictures.figure(6.2)
+    clip, frames = figure.subplots(2, 1)
+    errors = {name: 1e3 * (y - test.target).square().mean(2) for name, y in followed.items()}  # (B, L)
+    chosen = int(next(iter(errors.values())).mean(1).median(0).indices)
+    seconds = test.times[chosen] * SPACING
+    clip.plot(
+        seconds, test.target[chosen, :, 0], 'o-', color=pictures.faint(), linewidth=5, markersize=9, label='truth'
+    )
+    for number, (name, y) in enumerate(followed.items()):
+        color, timed = f'C{number % 2}', SYSTEMS[name][1]
+        if timed:
+            clip.plot(seconds, y[chosen, :, 0], '.-', color=color, linewidth=1.3)
+        frames.semilogy(range(1, KEPT + 1), errors[name].mean(0), '-' if timed else '--', color=color, label=name)
+    clip.set(xlabel='time (s); a point per frame that is there', ylabel='sin θ', title='The clip of median error')
+    frames.set(xlabel='frame', ylabel='squared error (10⁻³)', title=f'Mean error over {len(test.times)} clips')
+    frames.set_yticks(ticks := [20, 50, 100, 200], map(str, ticks))
+    frames.minorticks_off()
+    pictures.legend(figure, [clip, frames], columns=5)
     return figure
 
 

@@ -58,6 +58,8 @@ def test_the_documents_show_each_picture_light_and_dark() -> None:
     files = {path.name for path in (ROOT / 'docs' / 'pictures').iterdir()}
     texts = [path.read_text(encoding='utf-8') for path in [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]]
     assert {name for text in texts for name in re.findall(r'pictures/([\w-]+\.png)', text)} == files
+    light = {name for name in files if not name.endswith('-dark.png')}
+    assert {pictures.dark_name(Path(name)).name for name in light} == files - light
     for text in texts:
         light = re.findall(r'([\w-]+)\.png#gh-light-mode-only', text)
         assert [f'{name}-dark' for name in light] == re.findall(r'([\w-]+)\.png#gh-dark-mode-only', text)

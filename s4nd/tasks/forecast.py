@@ -41,7 +41,9 @@ class ForecastEval(EvalConfig):
 
     samples: int = option(20, 'sssd_s4: draws per forecast', low=2)
     steps: int | None = option(6, 'sssd_s4: denoising steps per draw; null: all', low=1)
-    picture: str | None = option(None, 'file (.png) for some forecasts with their intervals; null: none')
+    picture: str | None = option(
+        None, 'file (.png) for three forecasts with intervals; NAME-dark.png beside it; null: none'
+    )
 
 
 @dataclass
@@ -155,7 +157,7 @@ class ForecastTask(Task):
         return center + errors[:, None]
 
     def draw(self, model: nn.Module, device: torch.device, path: str) -> None:
-        """Draw three test windows: past, truth, forecast and the interval that holds 80 % of the draws."""
+        """Draw three test windows, light and dark: past, truth, forecast and the interval of 80 % of the draws."""
         from s4nd import pictures
 
         numbers = evenly(len(self.parts['test']), 3)
@@ -168,16 +170,16 @@ class ForecastTask(Task):
             figure = pictures.figure(3.6)
             panels = figure.subplots(1, len(numbers), squeeze=False, sharey=True)[0]
             for row, panel in enumerate(panels):
-                panel.plot(before, past[row, :, 0], color='C5', label='past')
+                panel.plot(before, past[row, :, 0], color='C5', linewidth=1.2, label='past')
                 panel.plot(after, wanted[row, :, 0], color=pictures.ink(), label='truth')
                 panel.plot(after, middle[row], color='C0', label='forecast')
                 panel.fill_between(after, low[row], high[row], color='C0', alpha=0.25, label='80 % of the draws')
-                panel.set_xlabel('row')
+                panel.set_xlabel('row of the window')
             panels[0].set_ylabel(f'{self.data.names[self.data.targets[0]]} (training deviations)')
             pictures.legend(figure, panels)
             return figure
 
-        pictures.write(path, windows)
+        pictures.write(path, windows, dark=True)
 
     def _is_drawn(self, model: nn.Module, name: str) -> bool:
         return not name and isinstance(model, Imputer)

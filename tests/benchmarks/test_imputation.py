@@ -39,3 +39,14 @@ def test_the_baseline_sees_the_whole_clip(imputation: ModuleType) -> None:
     for place, seen in ((imputation.LENGTH // 2, slice(0, None)), (0, slice(0, imputation.LENGTH))):
         (gradient,) = torch.autograd.grad(y[0, 0, place], values, retain_graph=True)
         assert (gradient[0, 0, seen] != 0).all()
+
+
+def test_picture(imputation: ModuleType) -> None:
+    """Gaps at both ends of a clip are drawn, each panel with a label; the legend names the draws once."""
+    values = torch.randn(3, 1, imputation.LENGTH)
+    mask = torch.ones_like(values, dtype=torch.bool)
+    mask[0, 0, :16] = mask[1, 0, 100:116] = mask[2, 0, -16:] = False
+    figure = imputation.picture(values, mask, [values, -values])
+    assert all(panel.get_ylabel() for panel in figure.axes) and figure.axes[-1].get_xlabel()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 3

@@ -45,3 +45,12 @@ def test_every_system_follows(pendulum: ModuleType) -> None:
         assert y.shape == (2, 30, 2)
         later = model(film.frames, time_steps(film.times) + 1)
         assert torch.equal(y, later) != timed
+
+
+def test_picture(pendulum: ModuleType) -> None:
+    """Each panel has labels; the legend names the truth and every system once."""
+    film = pendulum.film(3, 0)
+    figure = pendulum.draw(film, {name: torch.randn(3, 30, 2) for name in pendulum.SYSTEMS})
+    assert all(panel.get_xlabel() and panel.get_ylabel() for panel in figure.axes)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ['truth', *pendulum.SYSTEMS]
