@@ -2,7 +2,7 @@
 
 No class token and no positional embedding: the patches stay a map (B, C, h, w), the layers know their positions, and
 the head pools the mean. `s4nd_vit_*_patch16` mix over two axes; `s4nd_vit_base_patch16_1d` is the published recipe, one
-88,786,408 parameters.
+axis over the patches in raster order: 88,786,408 parameters.
 """
 
 from collections.abc import Mapping
