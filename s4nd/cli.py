@@ -114,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ('-h', '--help'):
         print(_overview())
         return 0 if words else 2
+    if words[0] == '--version':
+        print(f's4nd {_version()}')
+        return 0
     name, *rest = words
     if name in _others():
         return _others()[name].load()(rest)
@@ -184,11 +187,18 @@ def export_help(words: Sequence[str]) -> str:
 
 def list_help(words: Sequence[str]) -> str:
     """The text of `s4nd list --help`."""
-    return 's4nd list [WORD …]\n\nList models, tasks, configurations and weights whose names hold all words.'
+    return (
+        's4nd list [WORD …]\n\nList models, tasks, configurations and weights whose names hold all words.\n\n'
+        'Models are for timm.create_model and model.name=…, configurations for s4nd train, weights for checkpoint=….'
+    )
 
 
 def list_names(words: Sequence[str]) -> None:
-    """Print the names of our models, the tasks, and what ships; words select by what a name holds."""
+    """Print the names of our models, the tasks, and what ships; words select by what a name holds.
+
+    Raises:
+        ValueError: no name holds the words.
+    """
     import timm
 
     from s4nd.models import is_ours
@@ -197,14 +207,17 @@ def list_names(words: Sequence[str]) -> None:
     from s4nd.weights import shipped_names
 
     groups = {
-        'models': [name for name in timm.list_models() if is_ours(name)],
-        'tasks': task_names(),
-        'configurations': shipped_configs(),
-        'weights': shipped_names(),
+        'models (timm.create_model, model.name=…)': [name for name in timm.list_models() if is_ours(name)],
+        'tasks (s4nd train task=… --help)': task_names(),
+        'configurations (s4nd train …)': shipped_configs(),
+        'weights (checkpoint=…)': shipped_names(),
     }
-    for title, names in groups.items():
-        chosen = [name for name in names if all(word in name for word in words)]
-        print(f'{title}:', *(f'  {name}' for name in chosen), sep='\n')
+    found = {title: [name for name in names if all(word in name for word in words)] for title, names in groups.items()}
+    if not any(found.values()):
+        raise ValueError(f'no name holds {" and ".join(map(repr, words))}; s4nd list shows all')
+    for title, names in found.items():
+        if names:
+            print(f'{title}:', *(f'  {name}' for name in names), sep='\n')
 
 
 def _is_expected(error: Exception) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,18 @@ def help_text(arguments: Sequence[str]) -> str:
 
 
 def find_config(name: str) -> Path:
-    """A configuration file: a path, or the name of a shipped one, such as cifar10/s4nd_isotropic_mini."""
-    path = Path(name)
-    if not path.is_file():
-        shipped = (folder / f'{name.removesuffix(".yaml")}.yaml' for folder in _CONFIGS)
-        path = next((file for file in shipped if file.is_file()), path)
-    return path
+    """A configuration file: a path, or the name of a shipped one, such as cifar10/s4nd_isotropic_mini.
+
+    Raises:
+        ConfigError: neither, with the shipped one of the nearest name.
+    """
+    word = name.removesuffix('.yaml')
+    for path in (Path(name), *(folder / f'{word}.yaml' for folder in _CONFIGS)):
+        if path.is_file():
+            return path
+    close = get_close_matches(word, shipped_configs(), n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else '; s4nd list shows those that ship'
+    raise ConfigError(f'{name}: no such configuration file{hint}')
 
 
 def shipped_configs() -> list[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import s4nd
 from s4nd import cli
 from s4nd.options import describe
 from s4nd.training.loop import NonFiniteError
@@ -81,7 +82,22 @@ def test_help_of_evaluate_follows_the_checkpoint(capsys: pytest.CaptureFixture[s
 def test_the_list_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = outcome(capsys, 'list', 'isotropic_mini')
     assert code == 0 and '\n  s4nd_isotropic_mini\n' in out and '\n  cifar10/s4nd_isotropic_mini\n' in out
-    assert 'vit' not in out
+    assert 'vit' not in out and 'tasks' not in out  # what has none of that name is left out
+    assert outcome(capsys, 'list', 'isotropic', 'xyz') == (
+        2, '', "error: no name holds 'isotropic' and 'xyz'; s4nd list shows all\n",
+    )  # fmt: skip
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(capsys, '--version') == (0, f's4nd {s4nd.__version__}\n', '')
+
+
+@pytest.mark.parametrize(
+    ('name', 'near'), [('cifar10/s4nd_isotropic_min', 'cifar10/s4nd_isotropic_mini'), ('forecast', 'series/forecast')]
+)
+def test_the_nearest_configuration_is_named(name: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = outcome(capsys, 'train', name)
+    assert code == 2 and err == f"error: {name}: no such configuration file; did you mean '{near}'?\n"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +129,8 @@ def test_a_fault_of_the_program_is_seen_whole() -> None:
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, err = outcome(capsys, 'train', str(tmp_path / 'none.yaml'))
-    assert (code, out) == (2, '') and err == f'error: {tmp_path}/none.yaml: no such configuration file\n'
+    missing = f'{tmp_path}/none.yaml: no such configuration file; s4nd list shows those that ship'
+    assert (code, out, err) == (2, '', f'error: {missing}\n')
     code, _, err = outcome(capsys, 'train', 'demo/shapes_s4nd', '--optim.lr', '-1')
     assert code == 2 and err == 'error: optim.lr: expected at least 0, got -1.0\n'
     code, _, err = outcome(capsys, 'report', str(tmp_path))
