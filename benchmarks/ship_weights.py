@@ -27,6 +27,7 @@ from s4nd.training.config import load_config
 KEPT = ('task', 'model', 'args', 'classes', 'size', 'frame_rate', 'sample_rate', 'quantizer')
 # What the user's machine decides.
 OWN_DATA = {'root': None, 'cache': 'out/cache'}
+NOTHING_HELD_OUT = ('image', 'video')  # the user's folder is measured as a whole
 OWN = {
     'out': '',
     'checkpoint': None,
@@ -79,5 +80,7 @@ target = Path(chosen['out']) / f'{chosen["name"]}.safetensors'
 write_atomically(target, lambda temporary: save_file(tensors, temporary, metadata=kept))
 config = OmegaConf.merge(OmegaConf.load(config_beside(path)), OWN)
 config.data.update({key: value for key, value in OWN_DATA.items() if key in config.data})
+if config.task in NOTHING_HELD_OUT:
+    config.data.val_fraction = 0.0
 write_atomically(target.with_suffix('.yaml'), lambda temporary: OmegaConf.save(config, temporary))
 print(target)

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from s4nd import evaluate, save_for_hf, train
 from s4nd.models import load_checkpoint
 from s4nd.tasks import make_task
-from s4nd.training.checkpoint import CheckpointError, read_metadata
+from s4nd.training.checkpoint import CheckpointError, find_weights, read_metadata
 from s4nd.training.config import ConfigError, load_config
 from tests.data.clips.test_named import write_fashion
 
+CIFAR10_CLASSES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 CONFIG = """
 model: {name: s4nd_isotropic_mini, args: {dim: 8, depths: [1, 1, 1], d_state: 4, bandlimit: 0.5}}
 data: {kind: shapes, size: 8, batch_size: 10, train_count: 40, test_count: 20}
@@ -153,6 +154,22 @@ def test_images_of_other_classes_are_refused(trained: Path, tmp_path: Path) -> N
     words = ['data.kind=folder', f'data.root={tmp_path}', 'data.cache=null']
     with pytest.raises(CheckpointError, match='tells 10 classes apart, the data are of 3'):
         evaluate.main([f'checkpoint={trained}', *words])
+
+
+def test_a_folder_is_measured_whole_by_weights_that_ship(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Class folders alone, no word about splits; other names of classes are no error, and are said."""
+    weights, known = find_weights('s4nd_isotropic_mini.cifar10'), CIFAR10_CLASSES
+    for label in known:
+        (tmp_path / label).mkdir()
+        Image.new('RGB', (8, 8)).save(tmp_path / label / '0.png')
+    words = [f'data.root={tmp_path}', 'data.cache=null', 'eval_only=true']
+    task = make_task(load_config(weights.with_suffix('.yaml'), words))
+    assert task.splits.test.labels.tolist() == list(range(10))
+    task.load_model(weights)
+    assert not caplog.records
+    (tmp_path / 'airplane').rename(tmp_path / 'aeroplane')
+    make_task(load_config(weights.with_suffix('.yaml'), words)).load_model(weights)
+    assert '["airplane", ' in caplog.text and 'the data aeroplane, automobile' in caplog.text
 
 
 def test_clips_are_measured_at_sizes_and_frame_rates_also_from_weights_alone(tmp_path: Path) -> None:

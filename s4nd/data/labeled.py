@@ -86,18 +86,27 @@ def hold_out(examples: Set, fraction: float) -> tuple[Set, Set | None]:
         members = (examples.labels == label).nonzero().flatten()
         held[members[len(members) - round(fraction * len(members)) :]] = True
     if not held.any() or held.all():
-        raise DataError(f'data.val_fraction={fraction} of {len(held)} examples leaves one side empty')
+        raise DataError(
+            f'data.val_fraction={fraction} of {len(held)} examples leaves one side empty, expected 0 or a share that '
+            'holds some examples of a class, and not all'
+        )
     return examples.select((~held).nonzero().flatten()), examples.select(held.nonzero().flatten())
 
 
-def make_splits(train: Set, test: Set | None, val_fraction: float, problem: str) -> Splits[Set]:
+def make_splits(
+    train: Set, test: Set | None, val_fraction: float, problem: str, *, eval_only: bool = False
+) -> Splits[Set]:
     """Hold out `val_fraction` of the training examples; they stand for the test where there is none.
+
+    eval_only: nothing is trained, so where nothing is held out either, all examples are the test.
 
     Raises:
         DataError: with `problem`, where there is neither.
     """
     train, val = hold_out(train, val_fraction)
     measured = val if test is None else test
+    if measured is None and eval_only:
+        measured = train
     if measured is None:
         raise DataError(f'{problem}: set data.val_fraction, so that examples held out of every class take its place')
     return Splits(train, val, measured)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Generic
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s4nd.data.labeled import DataError, Set, Splits
@@ -15,9 +17,12 @@ from s4nd.options import ConfigError
 from s4nd.resolution import parse_size
 from s4nd.tasks.base import Epoch, Task
 from s4nd.tasks.sharing import gathered, shared, zeros
+from s4nd.training.checkpoint import read_metadata
 from s4nd.training.config import RunConfig
 
 __all__ = ['LabeledTask', 'score']
+
+logger = logging.getLogger(__name__)
 
 
 class LabeledTask(Task, Generic[Set]):
@@ -36,7 +41,7 @@ class LabeledTask(Task, Generic[Set]):
 
     def __init__(self, config: RunConfig, splits: Splits[Set], examples: str) -> None:
         super().__init__(config)
-        if config.eval.weights == 'best' and splits.val is None:
+        if config.eval.weights == 'best' and splits.val is None and not config.eval_only:
             raise ConfigError(
                 f'eval.weights=best needs held-out {examples} to choose by: set data.val_fraction above 0'
             )
@@ -69,6 +74,16 @@ class LabeledTask(Task, Generic[Set]):
             if given != count:
                 raise ConfigError(f'model.args.{name}: the data have {count}, got {given}')
         return {**found, **self.config.model.args}
+
+    def load_model(self, path: str | Path) -> nn.Module:
+        """As `Task.load_model`; warns where classes have other names than those stored with the weights."""
+        model, stored = super().load_model(path), read_metadata(path).get('classes')
+        if stored not in (None, json.dumps(self.classes)):
+            names = ', '.join(self.classes[:3])
+            logger.warning(
+                'the weights name their classes %.60s…, the data %s, …: compared in this order', stored, names
+            )
+        return model
 
     def misfit(self) -> str:
         count = self.model_args.get('num_classes', len(self.classes))

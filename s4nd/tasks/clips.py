@@ -84,7 +84,7 @@ class VideoTask(LabeledTask[ClipSet]):
 
     @classmethod
     def from_config(cls, config: VideoConfig) -> VideoTask:
-        return cls(config, load_video(config.data, config.seed))
+        return cls(config, load_video(config.data, config.seed, eval_only=config.eval_only))
 
     @classmethod
     def words_from(cls, metadata: Mapping[str, str]) -> list[str]:

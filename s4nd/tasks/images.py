@@ -87,7 +87,7 @@ class ImageTask(LabeledTask[ImageSet | StreamSet]):
 
     @classmethod
     def from_config(cls, config: ImageConfig) -> ImageTask:
-        return cls(config, load_images(config.data, config.seed))
+        return cls(config, load_images(config.data, config.seed, eval_only=config.eval_only))
 
     @classmethod
     def words_from(cls, metadata: Mapping[str, str]) -> list[str]:

@@ -27,14 +27,15 @@ logger = logging.getLogger(__name__)
 _LISTS = {'hmdb51': '<class>_test_split{0}.txt', 'ucf101': 'classInd.txt, trainlist0{0}.txt and testlist0{0}.txt'}
 
 
-def load_video(data: VideoData, seed: int = 0) -> Splits[ClipSet]:
+def load_video(data: VideoData, seed: int = 0, *, eval_only: bool = False) -> Splits[ClipSet]:
     """The set that `data` describes, split into training, held-out and test clips; files are not decoded yet.
 
     Raises DataError (missing root or list, no clip, no decoder, …). Clips that a list names and that are not there are
     named in a warning, passed over and counted.
     """
     train, test = _moving(data, seed) if data.kind == 'moving' else _files(data, seed)
-    return make_splits(train, test, data.val_fraction, f'{data.root} has no test folder beside its training clips')
+    problem = f'{data.root} has no test folder beside its training clips'
+    return make_splits(train, test, data.val_fraction, problem, eval_only=eval_only)
 
 
 def _moving(data: VideoData, seed: int) -> tuple[ClipSet, ClipSet]:

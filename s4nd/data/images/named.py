@@ -24,8 +24,8 @@ FASHION_CLASSES = (
 FASHION_FOLDERS = ('', 'raw', 'FashionMNIST/raw')
 
 
-def load_images(data: ImageData, seed: int = 0) -> Splits[ImageSet | StreamSet]:
-    """The set that `data` describes, split into training, held-out and test images.
+def load_images(data: ImageData, seed: int = 0, *, eval_only: bool = False) -> Splits[ImageSet | StreamSet]:
+    """The set that `data` describes, split into training, held-out and test images; see `make_splits`.
 
     Raises DataError (missing or empty root, no class folders, a damaged archive, …).
     """
@@ -43,7 +43,8 @@ def load_images(data: ImageData, seed: int = 0) -> Splits[ImageSet | StreamSet]:
     else:
         sets = load_class_folders(data.root, data.source_size, data.cache, data.max_pixels)
         train, test = sets['train'], sets.get('test')
-    return make_splits(train, test, data.val_fraction, f'{data.root} has no test folder beside its training images')
+    problem = f'{data.root} has no test folder beside its training images'
+    return make_splits(train, test, data.val_fraction, problem, eval_only=eval_only)
 
 
 def _root(root: str | None, kind: str) -> Path:

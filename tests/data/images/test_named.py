@@ -11,7 +11,7 @@ import torch
 
 from s4nd.data import DataError, PixelSet, load_images
 from s4nd.data.images.options import ImageData
-from s4nd.data.labeled import hold_out, spread_over_classes
+from s4nd.data.labeled import hold_out, make_splits, spread_over_classes
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -63,6 +63,17 @@ def test_the_last_of_every_class_are_held_out() -> None:
     assert hold_out(rest, 0.0) == (rest, None)
     with pytest.raises(DataError, match='leaves one side empty'):
         hold_out(some_set([0, 1]), 0.1)
+
+
+def test_where_nothing_is_trained_all_are_measured_unless_some_are_held_out() -> None:
+    images = some_set([0, 1, 0, 1])
+    splits = make_splits(images, None, 0.0, 'x', eval_only=True)
+    assert splits.test is images and splits.val is None
+    splits = make_splits(images, None, 0.5, 'x', eval_only=True)
+    assert splits.test is splits.val and splits.test.images[:, 0, 0, 0].tolist() == [2, 3]
+    assert make_splits(images, splits.test, 0.0, 'x', eval_only=True).test is splits.test
+    with pytest.raises(DataError, match=r'x: set data\.val_fraction'):
+        make_splits(images, None, 0.0, 'x')
 
 
 def test_a_limit_is_spread_over_the_classes() -> None:
