@@ -7,7 +7,7 @@ names the nearest right one; a value of the wrong type is an error that names th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class RunConfig:
     device: str = option('auto', 'auto (an accelerator if there is one), cpu, mps, cuda or cuda:1', parse=_parse_device)
     precision: str = option('fp32', 'number format of the forward pass', choices=('fp32', 'bf16', 'fp16'))
     compile: bool = option(False, 'compile the training step (torch.compile)')
+    channels_last: bool = option(False, 'keep the channels of images and clips side by side in memory')
     threads: int | None = option(None, "CPU threads; null: torch's choice", low=1, high=1024)
     track: str = option('none', 'where figures are sent as well', choices=('none', *TRACKERS))
     model: ModelConfig = section(ModelConfig)
@@ -165,10 +166,11 @@ def flat_options(config: RunConfig) -> dict[str, Any]:
     return flat
 
 
-def check_resumable(path: Path, before: Mapping[str, Any], config: RunConfig) -> None:
+def check_resumable(path: Path, before: dict[str, Any], config: RunConfig) -> None:
     """Raise ConfigError for an option that differs from the one a run began with and cannot be changed on the way."""
     now = flat_options(config)
-    for name in sorted({*before, *now}):
+    before = flat_options(type(config)()) | before  # options that the run began without had their defaults
+    for name in sorted(before):
         old, new = before.get(name), now.get(name)
         if old == new or _CHANGEABLE.fullmatch(name):
             continue

@@ -98,6 +98,8 @@ class _Training(Stored):
             optimizer, optim, self.total_updates, self.updates_per_epoch, task.stages, task.monitor, task.maximize
         )
         model.to(accelerator.device)
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(model, decay=optim.ema, use_warmup=True) if optim.ema is not None else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.raw = accelerator.unwrap_model(self.model)
