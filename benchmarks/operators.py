@@ -1,9 +1,10 @@
 """How many calls of ATen operators does a training step make, beside timm's?
 
-    python benchmarks/operators.py [ours=s4nd_convnext_tiny peer=convnext_tiny size=224 out=out/operators]
+    python benchmarks/operators.py [ours=s4nd_convnext_tiny peer=convnext_tiny size=224 grouped=cpu out=out/operators]
 
 One image on a CPU, forward, cross-entropy, backward and fused AdamW. Views and nested calls count. `kernels` is what
-makes the taps of all layers of S4ND; `convolutions` is what applies them.
+makes the taps of all layers of S4ND; `convolutions` is what applies them. grouped=gpu evaluates together the kernels
+that a GPU does, a CPU only as many as its cache holds.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from common import options, save, setup, table
 from torch import nn
 
 from s4nd import S4ND
+from s4nd.layers import together
 from s4nd.ops import separable_conv
 
 
@@ -39,37 +41,41 @@ def of_step(model: nn.Module, size: int) -> int:
     return calls(step)
 
 
-def of_layers(model: nn.Module) -> dict[str, int]:
+def of_parts(model: nn.Module) -> dict[str, int]:
     """Calls of the parts of all layers of S4ND, forward and backward, on their training grids."""
     found = dict.fromkeys(('kernels forward', 'kernels backward', 'convolutions forward', 'convolutions backward'), 0)
-    for layer in model.modules():
-        if not isinstance(layer, S4ND):
-            continue
+    for stage in model.stages:
+        layers = [layer for layer in stage.blocks.modules() if isinstance(layer, S4ND)]
+        requests = [request for layer in layers for request in layer.requests(list(layer.grid))]
         made: list[torch.Tensor] = []
-        found['kernels forward'] += calls(lambda to=made, layer=layer: to.extend(_taps(layer)))
+        found['kernels forward'] += calls(lambda to=made, r=requests: to.extend(k for k, _ in together.lag_taps_of(r)))
         gradients = [torch.ones_like(taps) for taps in made]
         found['kernels backward'] += calls(lambda y=made, g=gradients: torch.autograd.backward(y, g))
-        taps = [k.detach().requires_grad_() for k in made]
-        centers = [k.shape[-1] // 2 for k in taps]
-        x = torch.randn(1, layer.d_model, *layer.grid, requires_grad=True)
-        out: list[torch.Tensor] = []
-        given = (x, taps, centers, 'auto', layer.D.flatten())
-        found['convolutions forward'] += calls(lambda to=out, given=given: to.append(separable_conv(*given)))
-        found['convolutions backward'] += calls(partial(out[0].backward, torch.ones_like(out[0])))
+        for number, layer in enumerate(layers):
+            taps = [k.detach().requires_grad_() for k in made[2 * number : 2 * number + 2]]
+            x = torch.randn(1, layer.d_model, *layer.grid, requires_grad=True)
+            given = (x, taps, [k.shape[-1] // 2 for k in taps], 'auto', layer.D.flatten())
+            out: list[torch.Tensor] = []
+            found['convolutions forward'] += calls(lambda to=out, given=given: to.append(separable_conv(*given)))
+            found['convolutions backward'] += calls(partial(out[0].backward, torch.ones_like(out[0])))
     return found
 
 
-def _taps(layer: S4ND) -> list[torch.Tensor]:
-    return layer.all_taps(list(layer.grid), [1.0] * len(layer.grid))[0]
-
-
 if __name__ == '__main__':
-    defaults = {'ours': 's4nd_convnext_tiny', 'peer': 'convnext_tiny', 'size': '224', 'out': 'out/operators'}
+    defaults = {
+        'ours': 's4nd_convnext_tiny',
+        'peer': 'convnext_tiny',
+        'size': '224',
+        'grouped': 'cpu',
+        'out': 'out/operators',
+    }
     chosen = options(defaults)
     measured = setup('1', 'cpu') + f', timm {timm.__version__}, batch 1, size {chosen["size"]}'
     size = int(chosen['size'])
+    if chosen['grouped'] == 'gpu':
+        together.IN_CACHE = 2**60
     ours, peer = timm.create_model(chosen['ours'], img_size=size), timm.create_model(chosen['peer'])
-    counts = {chosen['ours']: of_step(ours, size), chosen['peer']: of_step(peer, size), **of_layers(ours)}
+    counts = {chosen['ours']: of_step(ours, size), chosen['peer']: of_step(peer, size), **of_parts(ours)}
     rows = [{'part': part, 'calls': count} for part, count in counts.items()]
     print(table(rows))
     save(chosen['out'], 'operators', measured, rows)

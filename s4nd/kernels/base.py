@@ -69,8 +69,9 @@ class Kernel(nn.Module):
 
 def form_of(kernel: nn.Module) -> Hashable:
     """What kernels have in common that `side_by_side` takes together; None: this one is evaluated alone."""
-    plain = not (kernel._modules or kernel._buffers or kernel._forward_pre_hooks or kernel._forward_hooks)
-    if not plain or not vars(type(kernel)).get('stacks', False):
+    # The parameters of DataParallel's replicas are no parameters.
+    rest = kernel._modules or kernel._buffers or kernel._forward_pre_hooks or kernel._forward_hooks
+    if rest or not kernel._parameters or not vars(type(kernel)).get('stacks', False):
         return None
     options = [(name, repr(value)) for name, value in vars(kernel).items() if name[0] != '_']
     parameters = [(name, p if p is None else (p.shape, p.dtype, p.device)) for name, p in kernel._parameters.items()]

@@ -99,7 +99,8 @@ class GridLayer(nn.Module):
         `load_state_dict`, `to`, `forget` and each forward with gradients, and whenever a tensor is another one than
         before or has other values (on a GPU, where reading values would wait for the device: another version counter).
         """
-        if self.training or torch.is_grad_enabled() or observed():
+        # DataParallel's replicas share this memory and differ in their weights.
+        if self.training or torch.is_grad_enabled() or observed() or hasattr(self, '_is_replica'):
             self.forget()
             return compute()
         marks = _marks([*module.parameters(), *module.buffers()])

@@ -4,15 +4,16 @@ Shape legend: B = batch, H = d_model, L1…Ld = size per axis, R = tensor rank, 
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s4nd.kernels import form_of, make_kernel, side_by_side
+from s4nd.kernels import make_kernel
 from s4nd.layers.base import GridLayer, check_signal
+from s4nd.layers.together import Request, lag_taps_of
 from s4nd.ops import (
     joint_matrix,
     lag_taps,
@@ -24,7 +25,6 @@ from s4nd.ops import (
     use_toeplitz,
     wrap_taps,
 )  # fmt: skip
-from s4nd.ops.dispatch import by_hand
 from s4nd.resolution import axis_steps, warn_if_aliased
 
 CELLS = ('training', 'input', 'published')
@@ -174,7 +174,11 @@ class S4ND(GridLayer):
 
     def operators(self, size: list[int], steps: list[float]) -> tuple[list[Tensor], list[int]]:
         """What `ops.separable_conv` takes for an input of this size; a subclass may make matrices of the taps."""
-        return self.all_taps(size, steps)
+        return self.all_taps(self.lags(size, steps), steps)
+
+    def lags(self, size: list[int], steps: list[float]) -> list[int]:
+        """Number of lags per axis and side, the present one included, that an input of this size needs."""
+        return size
 
     def all_taps(self, lags: list[int], steps: list[float]) -> tuple[list[Tensor], list[int]]:
         """Lag taps (R, c·H, K) of each axis, and the index of lag 0 in them.
@@ -183,23 +187,37 @@ class S4ND(GridLayer):
             lags: number of lags per axis and side, the present one included; the size of the input.
             steps: spacing of the samples per axis, in samples of the grid.
         """
-        requests = [self._request(axis, lags[axis], steps[axis]) for axis in range(self.spatial_dims)]
         operators: list[Tensor] = []
         centers: list[int] = []
         if observed():
             for axis, kernel in enumerate(self.kernels):
-                length, step, width = requests[axis]
-                taps, center = self._lag_taps(kernel(length, step, width == 1.0), self.bidirectional[axis], width)
+                length, step, width = self._request(axis, lags[axis], steps[axis])
+                taps, center = self.lag_taps(kernel(length, step, width == 1.0), self.bidirectional[axis], width)
                 operators.append(taps)
                 centers.append(center)
         else:
-            operators, centers = self._grouped_taps(requests)
+            operators, centers = self._taps_together(lags, steps)
         if self.tensor_rank > 1:
             operators[0] = operators[0] / self.tensor_rank
         for axis in range(self.spatial_dims):
             if self._circular[axis]:
                 operators[axis], centers[axis] = wrap_taps(operators[axis], centers[axis], lags[axis])
         return operators, centers
+
+    @torch.jit.unused
+    def _taps_together(self, lags: list[int], steps: list[float]) -> tuple[list[Tensor], list[int]]:
+        operators, centers = zip(*lag_taps_of(self._requests(lags, steps)), strict=True)
+        return list(operators), list(centers)
+
+    @torch.jit.unused
+    def requests(self, size: list[int]) -> list[Request]:
+        """What the forward pass of an input of this size asks the kernel of each axis for."""
+        steps = axis_steps(self._grid, size)
+        return self._requests(self.lags(size, steps), steps)
+
+    @torch.jit.unused
+    def _requests(self, lags: list[int], steps: list[float]) -> list[Request]:
+        return [Request(self, axis, *self._request(axis, lags[axis], steps[axis])) for axis in range(len(lags))]
 
     def _request(self, axis: int, lags: int, step: float) -> tuple[int, float, float]:
         """What an axis asks its kernel for: number of taps, their step, and the width that a lag averages.
@@ -215,28 +233,7 @@ class S4ND(GridLayer):
             return 2 * lags - 2 + int(math.ceil(width)), step / 2, width  # noqa: RUF046 (as above)
         return lags, step, width
 
-    @torch.jit.unused
-    def _grouped_taps(self, requests: list[tuple[int, float, float]]) -> tuple[list[Tensor], list[int]]:
-        """Evaluate at once the kernels of one form that are asked for the same."""
-        together = by_hand(next(self.parameters()))  # other devices take the plain path, one kernel at a time
-        groups: dict[Hashable, list[int]] = {}
-        for axis, (kernel, request) in enumerate(zip(self.kernels, requests, strict=True)):
-            groups.setdefault(((together and form_of(kernel)) or axis, self.bidirectional[axis], request), []).append(
-                axis
-            )
-        found: dict[int, tuple[Tensor, int]] = {}
-        for axes in groups.values():
-            length, step, width = requests[axes[0]]
-            kernel = self.kernels[axes[0]]
-            if len(axes) > 1:
-                kernel = side_by_side([self.kernels[axis] for axis in axes])
-            taps, center = self._lag_taps(kernel(length, step, width == 1.0), self.bidirectional[axes[0]], width)
-            each = taps.unbind() if len(axes) > 1 else [taps]
-            found.update({axis: (taps, center) for axis, taps in zip(axes, each, strict=True)})
-        operators, centers = zip(*(found[axis] for axis in range(self.spatial_dims)), strict=True)
-        return list(operators), list(centers)
-
-    def _lag_taps(self, taps: Tensor, two_sided: bool, width: float) -> tuple[Tensor, int]:
+    def lag_taps(self, taps: Tensor, two_sided: bool, width: float) -> tuple[Tensor, int]:
         """One-sided taps (…, sides·R·c, H, M) -> lag taps (…, R, c·H, K) and the index of lag 0."""
         # Forward kernels come first, then backward ones.
         shape = [2 if two_sided else 1, self.tensor_rank, self.channels * self.d_model, taps.shape[-1]]

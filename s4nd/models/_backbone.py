@@ -8,7 +8,7 @@ w) positions of feature maps.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from timm.models._input import get_model_args, update_model_args, update_model_i
 from torch import Tensor, nn
 
 from s4nd.layers import S4ND
+from s4nd.layers.together import Request, made_ahead, untouched
 from s4nd.models._arguments import complete, image_size, positive
 from s4nd.models._clip_conv import TimeConv
 from s4nd.models._mixers import assign_grid, mixer_class
 from s4nd.models._parts import LayoutModule, from_map, to_map
+from s4nd.ops import observed
 from s4nd.optim import ssm_parameter_patterns
 from s4nd.weights import shipped_args, shipped_names
 
@@ -48,9 +50,18 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if torch.jit.is_scripting():
+            return self.blocks(x)
+        return self._mix(x)
+
+    @torch.jit.unused
+    def _mix(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
+        if observed() or isinstance(x, torch.fx.Proxy) or not torch.is_grad_enabled():
+            return self.blocks(x)
+        with made_ahead(_requests(self.blocks, list(x.shape[2:]))):
+            return self.blocks(x)
 
     @torch.jit.ignore
     def resize(self, grid: tuple[int, ...]) -> tuple[int, ...]:
@@ -59,6 +70,12 @@ class Stage(nn.Module):
             grid = self.downsample.resize(grid)
         assign_grid(self.blocks, grid)
         return grid
+
+
+def _requests(blocks: Iterable[nn.Module], size: list[int]) -> list[Request]:
+    """What the mixers of blocks will ask for, where nothing stands between a block and the forward of its mixer."""
+    mixers = [block.mixer for block in blocks if vars(type(block)).get('mixes_as_is', False) and untouched(block)]
+    return [request for mixer in mixers if hasattr(mixer, 'requests') for request in mixer.requests(size)]
 
 
 class Backbone(LayoutModule):

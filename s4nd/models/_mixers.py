@@ -9,10 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from s4nd.layers import S4ND, GridLayer
 from s4nd.layers.s4nd import per_axis
+from s4nd.layers.together import Request
 from s4nd.models._arguments import choose, keywords
 from s4nd.models._clip_conv import I3DConv, S3DConv
 from s4nd.ops import toeplitz_replicate
@@ -31,6 +33,11 @@ class RasterS4ND(nn.Module):
     def __init__(self, d_model: int, grid: tuple[int, ...], *, cell: str = 'input', **mixer_args: Any) -> None:
         super().__init__()
         self.layer = S4ND(d_model, (math.prod(grid),), cell=cell, **mixer_args)
+
+    @torch.jit.unused
+    def requests(self, size: list[int]) -> list[Request]:
+        """See `S4ND.requests`."""
+        return self.layer.requests([math.prod(size)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.flatten(2)).unflatten(2, (x.shape[2], x.shape[3]))
@@ -70,13 +77,15 @@ class ClipS4ND(S4ND):
 
     def operators(self, size: list[int], steps: list[float]) -> tuple[list[Tensor], list[int]]:
         """What `ops.separable_conv` takes: lag taps (R, c·H, K), or in time, where it replicates, matrices."""
-        lags = list(size)
-        if self.time_padding == 'replicate':
-            lags[0] = self.reach(size[0], steps[0])
-        operators, centers = self.all_taps(lags, steps)
+        operators, centers = self.all_taps(self.lags(size, steps), steps)
         if self.time_padding == 'replicate':
             operators[0] = toeplitz_replicate(operators[0], centers[0], size[0])
         return operators, centers
+
+    def lags(self, size: list[int], steps: list[float]) -> list[int]:
+        """See `S4ND.lags`."""
+        time = self.reach(size[0], steps[0]) if self.time_padding == 'replicate' else size[0]
+        return [time, size[1], size[2]]
 
     def reach(self, length: int, step: float) -> int:
         """Lags in time that count where the clip of `length` frames is continued beyond its ends.

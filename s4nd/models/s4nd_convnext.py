@@ -39,6 +39,8 @@ class ConvNeXtBlock(nn.Module):
         drop_path: probability that a sample skips the block in training.
     """
 
+    mixes_as_is = True  # so that a stage may make the taps of its mixer ahead
+
     def __init__(
         self,
         dim: int,

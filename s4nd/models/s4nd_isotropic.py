@@ -33,6 +33,8 @@ class IsotropicBlock(nn.Module):
         proj_drop: dropout of whole channels after the GELU and after the GLU.
     """
 
+    mixes_as_is = True  # so that a stage may make the taps of its mixer ahead
+
     def __init__(
         self,
         dim: int,

@@ -32,6 +32,8 @@ class MixerBlock(nn.Module):
         drop_path: probability that a sample skips a step in training.
     """
 
+    mixes_as_is = True  # so that a stage may make the taps of its mixer ahead
+
     def __init__(
         self,
         dim: int,
