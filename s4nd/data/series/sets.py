@@ -35,7 +35,7 @@ class SeriesData:
     channels: int = option(2, 'sines: channels', low=1)
     masks: list[str] = option(
         ['random:0.5', 'gap:16', 'forecast:16'],
-        'what is hidden: random:<share>, gap:<samples> or forecast:<samples>; each batch takes one of them',
+        'what is hidden: random:<share>, gap:, mnr: or forecast:<samples>; each batch takes one of them',
         parse=parse_mask,
     )
     batch_size: int = option(16, 'windows per process and step', low=1)
