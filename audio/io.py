@@ -243,17 +243,15 @@ def spectrogram_png(
     sample_rate: int,
     *,
     title: str = '',
-    size: tuple[float, float] = (9, 5),
-    dpi: int = 120,
+    size: tuple[float, float] = (8, 5),
+    dpi: int = 140,
     ink: str | None = None,
 ) -> bytes:
     """PNG of a mono clip (T,): the waveform over its spectrogram in dB against the loudest bin; `size` in inches.
 
     With `ink`, a color, axes and labels have it and the ground is transparent, for pages that may be light or dark.
     """
-    # The object interface draws without a display and leaves pyplot's global state alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from s4nd import pictures
 
     wave = _floats(waveform)
     n_fft = max(16, min(1024, 2 ** int(np.log2(max(wave.numel() // 16, 16)))))
@@ -263,27 +261,17 @@ def spectrogram_png(
     decibel = 20 * torch.log10((spectrum / spectrum.max().clamp(min=1e-8)).clamp(min=1e-4))
     seconds = wave.numel() / sample_rate
 
-    figure = Figure(figsize=size, layout='constrained')
-    FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
-    top.plot(np.arange(wave.numel()) / sample_rate, wave.numpy(), linewidth=0.5)
-    top.set_ylabel('level')
-    top.set_title(title)
-    image = bottom.imshow(
-        decibel.numpy(), origin='lower', aspect='auto', extent=(0, seconds, 0, sample_rate / 2000), vmin=-80, vmax=0
-    )
-    bottom.set_xlabel('time (s)')
-    bottom.set_ylabel('frequency (kHz)')
-    bar = figure.colorbar(image, ax=bottom, label='dB')
-    if ink is not None:
-        for axes in (top, bottom, bar.ax):
-            axes.tick_params(colors=ink)
-            axes.xaxis.label.set_color(ink)
-            axes.yaxis.label.set_color(ink)
-            for spine in axes.spines.values():
-                spine.set_edgecolor(ink)
     picture = BytesIO()
-    figure.savefig(picture, dpi=dpi, format='png', transparent=ink is not None)
+    with pictures.style(ink=ink):
+        figure = pictures.figure(size[1], size[0])
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
+        top.plot(np.arange(wave.numel()) / sample_rate, wave.numpy(), color=ink or 'C0', linewidth=0.5)
+        top.set(ylabel='level', title=title)
+        extent = (0, seconds, 0, sample_rate / 2000)
+        image = bottom.imshow(decibel.numpy(), origin='lower', aspect='auto', extent=extent, vmin=-80, vmax=0)
+        bottom.set(xlabel='time (s)', ylabel='frequency (kHz)')
+        figure.colorbar(image, ax=bottom, label='dB')
+        figure.savefig(picture, dpi=dpi, format='png', transparent=ink is not None)
     return picture.getvalue()
 
 

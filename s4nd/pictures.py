@@ -35,8 +35,8 @@ _INKS = {'light': '#24292f', 'dark': '#d8dce3'}
 _FAINT = {'light': '#d0d4da', 'dark': '#4a515c'}
 
 
-def _settings(form: str) -> Any:
-    ink = _INKS[form]
+def _settings(form: str, ink: str | None) -> Any:
+    ink = ink or _INKS[form]
     inked = ('text', 'axes.label', 'axes.title', 'xtick', 'ytick')
     return {
         **{f'{part}color' if part.startswith('axes') else f'{part}.color': ink for part in inked},
@@ -62,9 +62,9 @@ def _settings(form: str) -> Any:
 
 
 @contextmanager
-def style(form: str = 'light') -> Iterator[None]:
-    """Draw in the 'light' or the 'dark' form."""
-    with mpl.rc_context(_settings(form)):
+def style(form: str = 'light', ink: str | None = None) -> Iterator[None]:
+    """Draw in the 'light' or the 'dark' form; with `ink`, text and axes have that color."""
+    with mpl.rc_context(_settings(form, ink)):
         yield
 
 
