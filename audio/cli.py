@@ -104,19 +104,18 @@ def _generate(options: GenerateOptions) -> int:
             raise ValueError(f'out: {path} is a folder, and a file is to be written there')
     prompted = 0 if sampling.prompt is None else sampling.prompt.shape[-1]
     check_writable(names[-1], rate, len(names) * (prompted + sampling.samples(rate)))
-    start = time.perf_counter()
-    waves, interrupted = collect(source, sampling, names)
-    spent = time.perf_counter() - start
+    pace = Pace()
+    waves, interrupted = collect(source, sampling, names, pace)
     if waves is None:
         print('interrupted before the first sample: nothing written', file=sys.stderr)
         return 130
+    made = waves.shape[1] - prompted
+    speed = pace.speed(made)
     write(names, waves, rate)
     title = f'{checkpoint.name}: seed {options.seed}, temperature {options.temperature:g}, top-p {options.top_p:g}'
     for name, wave in zip(names, waves, strict=True):
         print(name)
         print(write_spectrogram(name.with_suffix('.png'), wave, rate, title=title))
-    made = waves.shape[1] - prompted
-    speed = made / spent
     print(f'{speed * len(names):.0f} samples/s ({len(names)} × {speed:.0f}, each {speed / rate:.2f} times real time)')
     if interrupted:
         share = f'{made / rate:.2f} of {options.samples(rate) / rate:g} s'
@@ -124,20 +123,33 @@ def _generate(options: GenerateOptions) -> int:
     return 130 if interrupted else 0
 
 
-def collect(source: Generator, sampling: Sampling, names: Sequence[Path]) -> tuple[Tensor | None, bool]:
+class Pace:
+    """Samples per second, without the first block where there are more: it may have compiled the loop."""
+
+    def __init__(self) -> None:
+        self.marks = [(0, time.perf_counter())]
+
+    def speed(self, done: int) -> float:
+        first, start = next(mark for mark in reversed(self.marks) if mark[0] < done)
+        return (done - first) / max(time.perf_counter() - start, 1e-9)
+
+
+def collect(source: Generator, sampling: Sampling, names: Sequence[Path], pace: Pace) -> tuple[Tensor | None, bool]:
     """Generate waveforms (batch, samples), None for none, and say whether the work was interrupted."""
     blocks: list[Tensor] = []
-    start = written = time.perf_counter()
+    written = time.perf_counter()
     interrupted, rate = False, source.sample_rate
     title = f'{sampling.samples(rate) / rate:g} s at {rate} Hz'
-    unit = 'samples' if source.quantizer is not None else 'steps'
+    unit = ' samples' if source.quantizer is not None else ' steps'
     with tqdm(desc=title, mininterval=0.5 if sys.stderr.isatty() else 10, unit=unit) as bar, terminable():
 
         def progress(done: int, total: int) -> None:
+            if source.quantizer is not None and len(pace.marks) == 1:
+                pace.marks.append((done, time.perf_counter()))
+                bar.reset(total)
+            elif source.quantizer is not None:
+                bar.set_postfix_str(f'{pace.speed(done) / rate:.3g}× real time', refresh=False)
             bar.total = total
-            if source.quantizer is not None:
-                spent = max(time.perf_counter() - start, 1e-9)
-                bar.set_postfix_str(f'{done / spent / rate:.3g}× real time', refresh=False)
             bar.update(done - bar.n)
 
         try:

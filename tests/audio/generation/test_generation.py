@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -357,3 +358,12 @@ def test_the_command_runs_as_a_module_without_warnings(run_folder: Path) -> None
     command = [sys.executable, '-W', 'error::RuntimeWarning', '-m', 'audio.generate', f'checkpoint={run_folder}']
     done = subprocess.run([*command, 'seconds=0.02', 'method=eager'], capture_output=True, text=True)
     assert done.returncode == 0 and 'Warning' not in done.stderr, done.stderr
+
+
+def test_the_first_block_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have compiled the loop; where there is no other, it counts."""
+    now = iter([0.0, 12.0, 10.0])
+    monkeypatch.setattr(cli, 'time', SimpleNamespace(perf_counter=lambda: next(now)))
+    pace = cli.Pace()
+    pace.marks.append((16, 10.0))
+    assert pace.speed(2016) == 1000 and pace.speed(16) == 1.6
