@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -134,13 +135,14 @@ def _load(place: str) -> Any:
 def run(
     command: Callable[[list[str]], Any], words: Sequence[str], help_text: Callable[[list[str]], str] | None = None
 ) -> int:
-    """Call `command(words)` and return the exit code; a mistake is one line on stderr.
+    """Call `command(words)` and return the exit code; a mistake, and a warning, is one line on stderr.
 
     help_text: gives what --help prints.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable())
     logging.basicConfig(handlers=[handler])
+    warnings.formatwarning = _as_one_line
     try:
         if help_text is not None and {'-h', '--help'} & set(words):
             print(help_text([word for word in words if word not in ('-h', '--help')]))
@@ -169,6 +171,11 @@ def run(
             what = 'another process of this run ended, and its message says why: '
         print(f'error: {what}{(str(error).splitlines() or [""])[0]}', file=sys.stderr)
         return 1
+
+
+def _as_one_line(message: Warning | str, *place: Any, **line: Any) -> str:
+    """A warning without the line of code that it points at, which is none of the user's."""
+    return f'warning: {message}\n'
 
 
 class _Printable(logging.Formatter):

@@ -43,6 +43,8 @@ from s4nd.words import split_words
 
 __all__ = ['evaluate', 'help_text', 'main', 'time_per_input']
 
+PATIENCE = 5.0  # seconds, for the passes that are timed at a point
+
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     """Evaluate the checkpoint that `arguments` name, write evaluation.json, .txt and .png, and return the report."""
@@ -123,7 +125,7 @@ def time_per_input(
 ) -> float | None:
     """Milliseconds per input at `point`, in a forward pass of a batch: the median of `repeats` after a first one.
 
-    None where the task has no inputs to measure with.
+    There are fewer where they take more than PATIENCE together. None where the task has no inputs to measure with.
     """
     count = task.batch_size
     inputs = task.example(point, count)
@@ -136,6 +138,8 @@ def time_per_input(
         with accelerator.autocast():
             task.predict(model, inputs).sum().item()  # waits for the device
         seconds.append(time.perf_counter() - start)
+        if len(seconds) > 1 and sum(seconds) > PATIENCE:
+            break
     return 1000 * statistics.median(seconds[1:]) / count
 
 

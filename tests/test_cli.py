@@ -1,5 +1,6 @@
 """The command `s4nd`: its help, its exit codes, and what it finds."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,9 @@ def test_extras_are_declared() -> None:
     extras = project['optional-dependencies']
     for package, extra in cli._EXTRAS.items():
         assert any(needed.startswith(f'{package}>') for needed in extras[extra]), package
+
+
+def test_a_warning_is_one_line_without_a_place() -> None:
+    found = []
+    assert cli.run(lambda words: found.append(warnings.formatwarning('modes alias', UserWarning, 'x.py', 3)), []) == 0
+    assert found == ['warning: modes alias\n']
