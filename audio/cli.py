@@ -222,7 +222,9 @@ def _metrics(options: MetricsOptions) -> int:
     report: dict[str, Any] = {}
     if options.generated is not None:
         if options.classifier is None:
-            raise ValueError('classifier must be given: the run of a spectrogram classifier')
+            raise ValueError(
+                'classifier must be given: the run of a spectrogram classifier, or the shipped spectrogram_classifier.digits'
+            )
         bits = None
         if options.checkpoint is not None:
             bits = generated_bits(options.checkpoint, options.generated, options.labels)
