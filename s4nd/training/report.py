@@ -50,13 +50,20 @@ def write_report(out: str | Path, report: Report, name: str = 'report') -> list[
 
 
 def read_report(folder: str | Path) -> Report:
-    """The report of a run, from its folder or from the JSON file itself. Raises ValueError where there is none."""
+    """The report of a run, from its folder (else that of its evaluation) or from the JSON file itself.
+
+    Raises:
+        ValueError: there is none.
+    """
     path = Path(folder)
-    path = path / 'report.json' if path.is_dir() else path
+    if path.is_dir():
+        evaluated = path / 'evaluation.json'
+        path = path / 'report.json'
+        path = evaluated if evaluated.is_file() and not path.is_file() else path
     try:
         report = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
-        raise ValueError(f'{path}: no readable report ({error})') from error
+        raise ValueError(f'{path}: no readable report of s4nd train or s4nd evaluate ({error})') from error
     missing = {'label', 'metric', 'parameters', 'results'} - set(report if isinstance(report, dict) else ())
     if missing:
         raise ValueError(f'{path}: not a report, it lacks {sorted(missing)}')

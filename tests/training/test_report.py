@@ -60,6 +60,11 @@ def test_files_are_written_and_read_back(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ['report.json', 'report.txt', 'report.png']
     assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == sorted(path.name for path in paths)
     assert read_report(tmp_path / 'run') == read_report(paths[0]) == OURS
+    write_report(tmp_path / 'run', THEIRS, 'evaluation')
+    assert read_report(tmp_path / 'run') == OURS
+    paths[0].unlink()
+    assert read_report(tmp_path / 'run') == THEIRS
+    write_report(tmp_path / 'run', OURS)
     assert paths[1].read_text() == table([OURS]) + '\n'
     with Image.open(paths[2]) as picture:
         assert picture.size == (1120, 588)
