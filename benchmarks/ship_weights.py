@@ -78,7 +78,7 @@ if prepared:
     kept['data_config'] = json.dumps({**rounded, 'num_classes': args['num_classes']})
 target = Path(chosen['out']) / f'{chosen["name"]}.safetensors'
 write_atomically(target, lambda temporary: save_file(tensors, temporary, metadata=kept))
-config = OmegaConf.merge(OmegaConf.load(config_beside(path)), OWN)
+config = OmegaConf.merge(OmegaConf.load(config_beside(path)), OWN, {'label': chosen['name']})
 config.data.update({key: value for key, value in OWN_DATA.items() if key in config.data})
 if config.task in NOTHING_HELD_OUT:
     config.data.val_fraction = 0.0

@@ -67,8 +67,19 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     if accelerator.is_main_process:
         out = Path(config.out) if 'out' in given else results_folder(weights)
         paths = write_report(out, report, 'evaluation')
-        print('', table([report]), '', *paths, sep='\n')
+        print('', *_count(task, report), table([report]), '', *paths, sep='\n')
     return report
+
+
+def _count(task: Task, report: dict[str, Any]) -> list[str]:
+    """A line that says how many examples were measured, where a task tells."""
+    count = report.get('test_examples')
+    if count is None:
+        return []
+    measured, total = count['measured'], count['total']
+    if measured == total:
+        return [f'{total} {task.examples} measured']
+    return [f'{measured} of {total} {task.examples} measured; eval.limit=null measures all']
 
 
 def help_text(arguments: Sequence[str]) -> str:

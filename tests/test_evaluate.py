@@ -46,7 +46,7 @@ def test_a_run_is_evaluated_at_every_size_as_train_py_does_it(
     assert list(report['milliseconds']) == names and min(report['milliseconds'].values()) > 0
     assert json.loads((tmp_path / 'evaluation.json').read_text()) == report
     table = (tmp_path / 'evaluation.txt').read_text()
-    assert table in capsys.readouterr().out
+    assert f'\n20 images measured\n{table}' in capsys.readouterr().out
     lines = table.splitlines()
     assert lines[0].split()[-4:] == ['accuracy@6x10', 'accuracy@10x6', 'accuracy@8', 'accuracy@16']
     assert '*' in lines[2].split()[-2] and lines[3].split()[:3] == ['ms', 'per', 'input']
@@ -73,13 +73,17 @@ def test_a_task_without_sizes_or_rates_has_no_resized_baseline(words: list[str])
         make_task(config)
 
 
-def test_weights_alone_need_only_be_told_the_images(trained: Path, tmp_path: Path) -> None:
+def test_weights_alone_need_only_be_told_the_images(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     alone = shutil.copy(trained / 'last.safetensors', tmp_path / 'weights.safetensors')
     told = ['data.kind=shapes', 'data.test_count=20', 'data.batch_size=10', 'device=cpu']
     report = evaluate.main([f'checkpoint={alone}', *told])
     written = json.loads((trained / 'report.json').read_text())
     assert report['results'] == {key: written['results'][key] for key in ('accuracy@8', 'cross_entropy@8')}
     assert {path.name for path in tmp_path.iterdir()} == {'weights.safetensors', 'evaluation.json', 'evaluation.txt'}
+    assert evaluate.main([f'checkpoint={alone}', *told, 'limit=7'])['test_examples'] == {'measured': 7, 'total': 20}
+    assert '7 of 20 images measured; eval.limit=null measures all' in capsys.readouterr().out
 
 
 @pytest.fixture(scope='module')

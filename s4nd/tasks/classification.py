@@ -58,6 +58,11 @@ class LabeledTask(Task, Generic[Set]):
     def skipped(self) -> list[str]:
         return self.splits.skipped
 
+    def notes(self) -> dict[str, Any]:
+        """How many of the test examples `evaluate_at` measures."""
+        total, limit = len(self.splits.test.labels), self.config.eval.limit
+        return {'test_examples': {'measured': total if limit is None else min(limit, total), 'total': total}}
+
     @property
     def metadata(self) -> dict[str, str]:
         return {**super().metadata, 'classes': json.dumps(self.classes)}

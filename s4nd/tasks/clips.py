@@ -107,7 +107,7 @@ class VideoTask(LabeledTask[ClipSet]):
         return sorted({path for part in parts for path in getattr(part, 'short', ())})
 
     def notes(self) -> dict[str, Any]:
-        return {'short_clips': {'count': len(self.short), 'first': self.short[:10]}}
+        return {**super().notes(), 'short_clips': {'count': len(self.short), 'first': self.short[:10]}}
 
     @property
     def model_grid(self) -> dict[str, Any]:
