@@ -192,11 +192,17 @@ def run(options: Options) -> dict[str, float]:
     if (options.checkpoint is None) == (options.model is None):
         raise ValueError('expected either checkpoint=… or model=…')
     if options.checkpoint is not None:
-        exporter = _exporters().get(read_metadata(find_weights(options.checkpoint)).get('model', ''))
+        name = read_metadata(find_weights(options.checkpoint)).get('model', '')
+        exporter = _exporters().get(name)
         if exporter is not None and (options.size, options.sizes) != (None, None):
             raise ValueError('size and sizes are for image models: expected checkpoint=… and out=…')
         if exporter is not None:
             return exporter.load()(options.checkpoint, options.out)
+        if name and not timm.is_model(name):
+            known = ', '.join(_exporters())
+            raise ValueError(f"checkpoint: '{name}' cannot be exported, expected a timm model or one of {known}")
+    else:
+        _check_name(str(options.model))
     if (options.size is None) == (options.sizes is None):
         raise ValueError('expected either size=… or sizes=[…, …]')
     sizes = [parse_size(size.strip()) for size in str(options.sizes or options.size).strip('[]').split(',')]
@@ -213,7 +219,10 @@ def run(options: Options) -> dict[str, float]:
     return written
 
 
-def _create(name: str, size: tuple[int, int]) -> nn.Module:
+def _check_name(name: str) -> None:
     if not timm.is_model(name):
         raise ValueError(f"model: timm has no model '{name}'{nearest(name, list(filter(is_ours, timm.list_models())))}")
+
+
+def _create(name: str, size: tuple[int, int]) -> nn.Module:
     return timm.create_model(name, **({'img_size': size} if is_ours(name) else {})).eval()

@@ -238,6 +238,8 @@ def test_relative_error_sees_every_output_batch_and_nan() -> None:
     ('arguments', 'message'),
     [
         (['model=s4nd_isotropic_mini'], 'expected either size=… or sizes=[…, …]'),
+        (['checkpoint=audio_classifier.digits'], "'audio_classifier' cannot be exported, expected a timm model"),
+        (['model=s4nd_isotropic_min'], "no model 's4nd_isotropic_min'; did you mean 's4nd_isotropic_mini'"),
         (['size=8'], 'expected either checkpoint=… or model=…'),
         (['size=8', 'model=s4nd_isotropic_mini', 'checkpoint=x'], 'expected either checkpoint=… or model=…'),
         (['size=8', 'checkpoint=nowhere'], 'no checkpoint at nowhere'),
