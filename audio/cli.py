@@ -223,7 +223,7 @@ def _metrics(options: MetricsOptions) -> int:
     if options.generated is not None:
         if options.classifier is None:
             raise ValueError(
-                'classifier must be given: a run of a spectrogram classifier, or the shipped spectrogram_classifier.digits'
+                'classifier must be given: a spectrogram classifier, such as the shipped spectrogram_classifier.digits'
             )
         bits = None
         if options.checkpoint is not None:
