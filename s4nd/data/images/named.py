@@ -38,7 +38,7 @@ def load_images(data: ImageData, seed: int = 0, *, eval_only: bool = False) -> S
         train, test = load_stream(data)
     elif data.kind == 'fashion_mnist':
         train, test = (fashion_mnist(data.root, data.download, train=part) for part in (True, False))
-    elif data.kind in ('cifar10', 'cifar100') and (data.download or _has_batches(data)):
+    elif data.kind in ('cifar10', 'cifar100') and (data.root is None or data.download or _has_batches(data)):
         train, test = _cifar(data, train=True), _cifar(data, train=False)
     else:
         sets = load_class_folders(data.root, data.source_size, data.cache, data.max_pixels)
@@ -49,7 +49,7 @@ def load_images(data: ImageData, seed: int = 0, *, eval_only: bool = False) -> S
 
 def _root(root: str | None, kind: str) -> Path:
     if root is None:
-        raise DataError(f'data.root must be given: where the files of {kind} lie, or go with data.download=true')
+        raise DataError(f'data.root must be given: the folder of {kind}; data.download=true fills it')
     return Path(root).expanduser()
 
 

@@ -50,6 +50,8 @@ def test_damaged_and_missing_idx_files(tmp_path: Path) -> None:
         load_images(ImageData(kind='fashion_mnist', root=str(tmp_path)))
     with pytest.raises(DataError, match=r'data.root must be given'):
         load_images(ImageData(kind='fashion_mnist'))
+    with pytest.raises(DataError, match=r'data\.root must be given: .* cifar10; data\.download=true fills'):
+        load_images(ImageData(kind='cifar10'))
 
 
 def some_set(labels: list[int]) -> PixelSet:
