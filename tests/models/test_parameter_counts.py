@@ -47,7 +47,7 @@ DEFAULT_SIZES = {
     'conv2d_isotropic_mini': 262_650,
     'conv2d_isotropic_tiny': 995_690,
     'conv2d_isotropic_small': 3_552_618,
-    's4nd_convnext3d_nano': 300_688,
+    's4nd_convnext3d_nano': 300_376,
     's4nd_convnext3d_micro': 10_400_336,
     's4nd_convnext3d_tiny': 30_373_552,
     's4nd_isotropic3d_mini': 63_690,
