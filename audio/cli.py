@@ -55,7 +55,7 @@ class MetricsOptions:
 
     checkpoint: str | None = option(None, 'run of the model to measure, or that generated the clips')
     generated: str | None = option(None, 'folder of generated clips')
-    classifier: str | None = option(None, 'run of a spectrogram classifier')
+    classifier: str | None = option(None, 'run of a spectrogram classifier, or the name of one that ships')
     labels: str = option('none', "where the class of a generated file is written: its 'folder' or its 'name'")
     real: str | None = option(None, "where the run's data lies now, if not where it was")
     part: str | None = option(None, 'part of the data for the likelihood; null: test, and with generated: none')
@@ -282,6 +282,9 @@ generate = Program(
     GenerateOptions,
     """Generate sound, each clip with a picture of its spectrogram (.png).
 
+s4nd generate seconds=2 out=piano.wav
+s4nd generate seconds=1 batch=4 checkpoint=out/my_run out=clips/a.wav
+
 In long runs, and when it is interrupted (Ctrl-C, SIGTERM), what there is so far is written as well, as whole files.
 The speed is printed at the end.""",
 )
@@ -290,6 +293,9 @@ metrics = Program(
     MetricsOptions,
     """Measure a model of sound in bits per sample, or generated clips.
 
+s4nd metrics checkpoint=out/my_run
+s4nd metrics generated=clips classifier=spectrogram_classifier.digits real=recordings
+
 `checkpoint` alone measures the likelihood of recordings. `generated` measures FID, IS, mIS, AM and accuracy of a folder
 of clips by a `classifier`.""",
 )
@@ -297,6 +303,8 @@ page = Program(
     _page,
     PageOptions,
     """Write a page to listen to real clips beside generated ones.
+
+s4nd page real=recordings generated=clips out=page.html
 
 The HTML file holds sounds and spectrograms, and needs no other file.""",
 )

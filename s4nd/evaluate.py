@@ -1,6 +1,7 @@
 """A checkpoint at many sizes, frame rates or sample rates: metrics and time per input, as a table and a picture.
 
 s4nd evaluate checkpoint=out/my_run sizes=[8,16,32,24x40] data.root=/path/to/cifar10
+s4nd evaluate checkpoint=s4nd_isotropic_mini.cifar10 sizes=[8,16,32] data.root=FOLDER
 
 `checkpoint` is a weights file of `s4nd train`, the folder of a run (its best weights, else the last), or the name of
 weights that ship, which `s4nd list` shows. Options of the section `eval` need no prefix: sizes=[8,16]. Every other

@@ -1,10 +1,11 @@
 """Train, or evaluate, what a configuration describes.
 
-s4nd train configs/cifar10/s4nd_isotropic_mini.yaml epochs=10 data.root=/path/to/cifar10
+s4nd train cifar10/s4nd_isotropic_mini epochs=10 data.root=/path/to/cifar10 out=out/my_run
 s4nd train out/my_run/config.yaml resume=true
 s4nd train out/my_run/config.yaml eval_only=true checkpoint=out/my_run/last.safetensors eval.sizes=[8,16,32,64]
 
-`key=value`, `--key value` and `--key=value` mean the same. In a checkout, `python train.py` is the same command.
+A configuration is a file, or the name of one that ships, which `s4nd list` shows. `key=value`, `--key value` and
+`--key=value` mean the same. In a checkout, `python train.py` is the same command.
 """
 
 from __future__ import annotations

@@ -258,6 +258,8 @@ def _config_of(checkpoint: str | Path, real: str | None) -> AudioConfig:
     config = load_config(path, [] if real is None else [f'data.root={real}'])
     if not isinstance(config, AudioConfig):
         raise ValueError(f'{checkpoint} is a run of task {config.task}, expected audio')
+    if config.data.root is None and config.data.kind != 'plucked':
+        raise ValueError(f'real must be given (real=…): recordings of the kind that {checkpoint} was trained on')
     return config
 
 

@@ -157,7 +157,7 @@ class Options:
 
     size: Any = option(None, 'side in pixels, or height x width: 224x320')
     sizes: Any = option(None, 'several of them, [16,24x32], in place of `size`: a file for each')
-    checkpoint: str | None = option(None, 'folder of a run, or a .safetensors file')
+    checkpoint: str | None = option(None, 'folder of a run, a .safetensors file, or the name of weights that ship')
     model: str | None = option(None, 'a registered name, in place of a checkpoint')
     out: str = option('model.onnx', 'the ONNX file')
 

@@ -2,6 +2,8 @@
 
 s4nd report out/a out/b picture=out/both.png table=out/both.txt
 
+A run is a folder that `s4nd train` or `s4nd evaluate` wrote results to, or its JSON file.
+
 A report is a dictionary of 'label', 'metric' (the one to show), 'parameters' and 'results' ({'accuracy@16': 91.2, …}).
 Where inputs were sampled in several ways it has 'axes': name -> {'unit', 'trained', 'points'}, the points as they stand
 behind the '@'; see `s4nd.tasks.Axis`. 'milliseconds' is the time per input, by point. 'resampled' holds 'results' and

@@ -235,6 +235,8 @@ def test_nll_of_a_run_is_that_of_its_report(runs: Path, capsys: pytest.CaptureFi
         ([], 'give checkpoint=… (its bits per sample) or generated=…'),
         (['generate=x', 'checkpoint=y'], "unknown option 'generate'; did you mean 'generated'"),
         (['generated={}/generated'], 'classifier must be given'),
+        (['generated={}/generated', 'classifier=spectrogram_classifier.digits'], 'real must be given (real=…)'),
+        (['checkpoint=sashimi.piano'], 'real must be given (real=…)'),
         (['generated={}/generated', 'classifier={}/model'], 'weights of sashimi, expected spectrogram_classifier'),
         (['generated={}/generated', 'classifier={}/nothing'], 'no checkpoint at'),
         (['generated={}/nothing', 'classifier={}/judge'], 'no folder at'),
