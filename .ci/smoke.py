@@ -69,7 +69,13 @@ expect('images/last.safetensors', 'images/evaluation.json', 'report.png', 'repor
 images(Path('pictures'))
 weights = 's4nd_isotropic_mini.cifar10'
 run(
-    'evaluate', f'checkpoint={weights}', 'data.root=pictures', 'data.source_size=64', 'device=cpu', 'sizes=[8,16,32,64]'
+    'evaluate',
+    f'checkpoint={weights}',
+    'data.root=pictures',
+    'data.source_size=64',
+    'data.batch_size=10',
+    'device=cpu',
+    'sizes=[8,16,32,64]',
 )
 assert len(json.loads(Path('out', weights, 'evaluation.json').read_text('utf-8'))['milliseconds']) == 4
 
