@@ -216,6 +216,12 @@ class DiffusionTask(GenerativeTask):
 
     monitor = 'val_loss'
 
+    def __init__(self, config: AudioConfig, parts: Mapping[str, Clips]) -> None:
+        super().__init__(config, parts)
+        mel = config.model.args.get('mel')
+        if mel is not None:
+            raise ConfigError(f'model.args.mel={mel}: training gives a model no spectrograms, expected null')
+
     @property
     def diffusion(self) -> Diffusion:
         """The process that the model undoes."""

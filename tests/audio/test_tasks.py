@@ -134,6 +134,7 @@ def test_build_on_a_folder(tmp_path: Path) -> None:
             'a classifier needs classes, expected folder or name, got none',
         ),
         (['model.name=sashimi_diffusion', 'model.args.bits=4'], "sashimi_diffusion takes no 'bits'"),
+        (['model.name=sashimi_diffusion', 'model.args.mel=[16,16]'], r'model\.args\.mel=\[16, 16\]: .*no spectrograms'),
         (['data.kind=folder'], 'data.root must be given: a folder of audio files'),
         (['data.kind=folder', 'data.root=/no/such/folder'], 'data.root: /no/such/folder does not exist'),
     ],
