@@ -45,7 +45,7 @@ def main(given: dict[str, str]) -> None:
 
 def picture(scenes: list[Image.Image], found: dict[str, list[tuple[str, float]]], right: str) -> Figure:
     """A column per size: the drawing, and below it a line per model, blue where it is right."""
-    figure = pictures.figure(2.3 + 0.3 * len(found))
+    figure = pictures.figure(1.6 + 0.3 * len(found))
     for number, (axes, scene) in enumerate(zip(figure.subplots(1, len(scenes)), scenes, strict=True)):
         axes.imshow(scene, interpolation='nearest')
         axes.set_axis_off()
