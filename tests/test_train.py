@@ -221,5 +221,5 @@ def test_two_processes_share_the_epoch_and_the_evaluation(run, tmp_path: Path) -
 
 
 def test_without_arguments_it_explains_itself() -> None:
-    with pytest.raises(ConfigError, match=r's4nd train configs/'):
+    with pytest.raises(ConfigError, match=r's4nd train cifar10/'):
         train.main([])

@@ -8,7 +8,7 @@ w) positions of feature maps.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -309,7 +309,7 @@ def model_cfg(**kwargs: Any) -> dict[str, Any]:
 
 def create(
     cls: type[nn.Module], variant: str, pretrained: bool, variant_args: Mapping[str, Any], given: Mapping[str, Any],
-    feature_cfg: Mapping[str, Any] | None = None,
+    feature_cfg: Mapping[str, Any] | None = None, filter_fn: Callable[..., dict[str, Tensor]] = checkpoint_filter_fn,
 ) -> Any:  # fmt: skip
     """Build a registered model from the variant's arguments and those that are given, flat keywords folded."""
     trained = shipped_args(variant, pretrained, given.get('pretrained_cfg'))
@@ -319,7 +319,7 @@ def create(
     args = complete(cls, variant_args, {**trained, **given}, variant)
     levels = {'out_indices': tuple(range(len(args.get('depths', (0, 0, 0))))), 'flatten_sequential': True}
     model = build_model_with_cfg(
-        cls, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=dict(feature_cfg or levels),
+        cls, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=dict(feature_cfg or levels),
         **args,
     )  # fmt: skip
     if isinstance(model, cls):

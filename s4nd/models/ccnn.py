@@ -229,11 +229,22 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _fit_channels(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """See `checkpoint_filter_fn`; in a model of other channels each has a kernel of those in the weights, in turn."""
+    found = checkpoint_filter_fn(state_dict, model)
+    channels = torch.arange(model.in_chans)  # type: ignore[arg-type]
+    for name in ('bias', 'kernel.network.out.weight', 'kernel.network.out.bias'):
+        value = found.get(f'stem.conv.{name}')
+        if value is not None and len(value) != len(channels):
+            found[f'stem.conv.{name}'] = value[channels % len(value)]
+    return found
+
+
 def _create(variant: str, pretrained: bool, model_args: Mapping[str, Any], overrides: Mapping[str, Any]) -> Backbone:
     overrides = dict(overrides)
     if overrides.get('spatial_dims', 2) != 2 and 'img_size' in overrides:
         overrides['grid'] = overrides.pop('img_size')
-    return create(CCNN, variant, pretrained, model_args, overrides)
+    return create(CCNN, variant, pretrained, model_args, overrides, filter_fn=_fit_channels)
 
 
 @register_model

@@ -24,7 +24,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Where the runs of tests/training/two.py lie, and their exit codes."""
     folder = tmp_path_factory.mktemp('two')
     words = [sys.executable, '-m', 'tests.training.two', str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=600)
+    env = os.environ | {'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=600, env=env)
     return SimpleNamespace(folder=folder, codes=json.loads(done.stdout))
 
 
