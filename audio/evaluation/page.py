@@ -33,6 +33,7 @@ figure { margin: 0; min-width: 0; }
 figcaption { color: var(--quiet); font-size: 0.875rem; overflow-wrap: anywhere; }
 figcaption b { display: block; color: var(--text); font-size: 1rem; }
 audio, img { display: block; width: 100%; }
+figure audio, figure img { max-width: 36rem; }
 audio { margin: 0.5rem 0; }
 .none { display: none; }
 @media (min-width: 45rem) {

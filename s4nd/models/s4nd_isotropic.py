@@ -130,9 +130,8 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     return model_cfg(
         num_classes=10,
         input_size=(3, 32, 32),
-        pool_size=(32, 32),
         crop_pct=1.0,
-        **{'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616), **kwargs},
+        **{'pool_size': (32, 32), 'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616), **kwargs},
     )
 
 
@@ -145,7 +144,7 @@ default_cfgs = generate_default_cfgs(
             'conv2d_isotropic_mini.untrained': _cfg(),
             'conv2d_isotropic_tiny.untrained': _cfg(),
             'conv2d_isotropic_small.untrained': _cfg(),
-            's4nd_isotropic3d_mini.untrained': _cfg(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+            's4nd_isotropic3d_mini.untrained': _cfg(pool_size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         }
     )
 )

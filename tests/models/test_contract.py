@@ -53,6 +53,8 @@ def test_weights_that_ship_need_no_network_and_are_small(path: Path) -> None:
     for size in (16, 33):
         x = torch.randn(2, model.in_chans, *frames, size, size)
         assert torch.equal(short(x), model(x)) and model(x).isfinite().all()
+    x = torch.randn(2, model.in_chans, *frames, *model.img_size)
+    assert tuple(model.forward_features(x).shape[-2:]) == model.pretrained_cfg['pool_size']
     other = timm.create_model(path.stem, pretrained=True, num_classes=3, in_chans=5)
     assert other(x[:, :1].expand(-1, 5, *x.shape[2:])).shape == (2, 3)
     prepared = timm.data.resolve_model_data_config(model)
