@@ -340,7 +340,8 @@ def _describe_size(model: Backbone, incompatible: Any = None) -> None:
     if len(size) != 2 or not hasattr(model, 'pretrained_cfg'):
         return
     update_model_input_size(model, size, num_frames=model.num_frames)
-    cfg = model.pretrained_cfg
-    if tuple(cfg['input_size'][1:]) != size:
-        model.pretrained_cfg = {**cfg, 'input_size': (cfg['input_size'][0], *size), 'pool_size': None}
-        model.default_cfg = model.pretrained_cfg
+    cfg, reduction = model.pretrained_cfg, model.feature_info[-1]['reduction']
+    pool_size = None if any(length % reduction for length in size) else tuple(length // reduction for length in size)
+    described = {**cfg, 'input_size': (cfg['input_size'][0], *size), 'pool_size': pool_size}
+    if described != cfg:
+        model.pretrained_cfg = model.default_cfg = described

@@ -36,9 +36,6 @@ def with_shipped(cfgs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
         for name in shipped_names(model):
             prepared = json.loads(_metadata(name).get('data_config', '{}'))
             prepared = {key: tuple(value) if isinstance(value, list) else value for key, value in prepared.items()}
-            if prepared.get('input_size', cfg['input_size'])[1:] != cfg['input_size'][1:]:
-                old, new = cfg['input_size'][1:], prepared['input_size'][1:]
-                prepared['pool_size'] = tuple(p * n // o for p, n, o in zip(cfg['pool_size'], new, old, strict=True))
             found[name] = {**cfg, **prepared, 'file': str(FOLDER / f'{name}.safetensors')}
         found[tagged] = dict(cfg)
     return found
