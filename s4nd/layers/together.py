@@ -42,7 +42,8 @@ def lag_taps_of(requests: Sequence[Request]) -> list[LagTaps]:
 
     Kernels of one form that are asked for the same taps are evaluated in one call, on a CPU a few at a time.
     """
-    found = {request: taps for request, taps in (_MADE.get() or {}).items() if request in requests}
+    made = _MADE.get() or {}
+    found = {request: made[request] for request in requests if request in made}
     for group in _groups([request for request in requests if request not in found]):
         layer, axis, length, step, width = group[0]
         kernels = [request.layer.kernels[request.axis] for request in group]

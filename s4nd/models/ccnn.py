@@ -229,10 +229,10 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _fit_channels(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def _fit_channels(state_dict: Mapping[str, Any], model: CCNN) -> dict[str, Tensor]:
     """See `checkpoint_filter_fn`; in a model of other channels each has a kernel of those in the weights, in turn."""
     found = checkpoint_filter_fn(state_dict, model)
-    channels = torch.arange(model.in_chans)  # type: ignore[arg-type]
+    channels = torch.arange(model.in_chans)
     for name in ('bias', 'kernel.network.out.weight', 'kernel.network.out.bias'):
         value = found.get(f'stem.conv.{name}')
         if value is not None and len(value) != len(channels):

@@ -51,7 +51,6 @@ class ConvNeXtBlock(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.scaled = layer_scale is not None
         self.mixer = mixer
         self.mlp = ChannelMlp(dim, layer_scale=layer_scale, device=device, dtype=dtype)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
@@ -152,7 +151,7 @@ class S4NDConvNeXt(Backbone):
         """Initialize the weights, as every backbone; the MLPs of blocks without a layer scale preserve the variance."""
         super().init_weights(needs_reset)
         for block in self.modules():
-            if isinstance(block, ConvNeXtBlock) and not block.scaled:
+            if isinstance(block, ConvNeXtBlock) and isinstance(block.mlp.scale, nn.Identity):
                 block.reset_mlp()
 
 
