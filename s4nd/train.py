@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from s4nd.evaluate import evaluate
-from s4nd.options import describe
+from s4nd.options import describe, nearest
 from s4nd.tasks import Task, make_task, task_class
 from s4nd.training.checkpoint import find_weights, load_weights
 from s4nd.training.config import ConfigError, RunConfig, load_config
@@ -93,9 +92,7 @@ def find_config(name: str) -> Path:
     for path in (Path(name), *(folder / f'{word}.yaml' for folder in _CONFIGS)):
         if path.is_file():
             return path
-    close = get_close_matches(word, shipped_configs(), n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else '; s4nd list shows those that ship'
-    raise ConfigError(f'{name}: no such configuration file{hint}')
+    raise ConfigError(f'{name}: no such configuration file{nearest(word, shipped_configs())}')
 
 
 def shipped_configs() -> list[str]:
