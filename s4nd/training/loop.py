@@ -32,7 +32,7 @@ from s4nd.tasks import Task
 from s4nd.tasks.sharing import zeros
 from s4nd.training.checkpoint import STATES
 from s4nd.training.config import ConfigError, RunConfig, flat_options, save_config
-from s4nd.training.device import is_sharded, make_accelerator
+from s4nd.training.device import in_channels_last, is_sharded, make_accelerator
 from s4nd.training.finite import NonFiniteError, first_bad_tensor
 from s4nd.training.folder import claimed, clear
 from s4nd.training.lines import epoch_line, header
@@ -64,7 +64,8 @@ def fit(
         OSError: nothing can be written there.
     """
     accelerator = accelerator or make_accelerator(config)
-    with claimed(out_dir) if accelerator.is_main_process else nullcontext(), Stop() as stop:
+    layout = in_channels_last(model) if config.channels_last else nullcontext()
+    with claimed(out_dir) if accelerator.is_main_process else nullcontext(), layout, Stop() as stop:
         run = _Training(model, task, config, Path(out_dir), accelerator, stop)
         run.begin()
         with bar(total=run.total_updates, initial=run.updates, unit=' updates') as progress:
@@ -98,8 +99,6 @@ class _Training(Stored):
             optimizer, optim, self.total_updates, self.updates_per_epoch, task.stages, task.monitor, task.maximize
         )
         model.to(accelerator.device)
-        if config.channels_last:
-            model.to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(model, decay=optim.ema, use_warmup=True) if optim.ema is not None else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.raw = accelerator.unwrap_model(self.model)
