@@ -36,12 +36,10 @@ class Step:
         self.run = torch.compile(self.model) if compiled else self.model
 
     def infer(self) -> None:
-        self.model.eval()
         with torch.no_grad(), torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
             self.run(self.x)
 
     def train(self) -> None:
-        self.model.train()
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
             loss = nn.functional.cross_entropy(self.run(self.x), self.target)
         loss.backward()
@@ -74,7 +72,11 @@ def measure(ours: str, peer: str, chosen: dict[str, str]) -> dict[str, object]:
     )
     rounds, device = int(chosen['rounds']), chosen['device']
     steps = {name: Step(name, *arguments) for name in (ours, peer)}
+    for step in steps.values():
+        step.model.eval()  # once, as a loop over images does: it drops the remembered kernels
     inference = medians({name: step.infer for name, step in steps.items()}, rounds, device)
+    for step in steps.values():
+        step.model.train()
     parts = {name: step.train for name, step in steps.items()} | {'kernels': steps[ours].make_kernels}
     training = medians(parts, rounds, device)
     del steps

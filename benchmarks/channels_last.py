@@ -16,7 +16,6 @@ import timm
 import torch
 from common import options, save, setup, table
 from matplotlib.figure import Figure
-from torch import nn
 
 import s4nd
 from s4nd import pictures
@@ -46,11 +45,10 @@ class Runs:
 
     def infer(self, format_name: str) -> None:
         with torch.no_grad():
-            self.models[format_name].eval()(self.inputs[format_name])
+            self.models[format_name](self.inputs[format_name])
 
     def train(self, format_name: str) -> None:
-        model: nn.Module = self.models[format_name].train()
-        model(self.inputs[format_name]).square().mean().backward()
+        self.models[format_name](self.inputs[format_name]).square().mean().backward()
 
     def ratio(self, part: Callable[[str], None], rounds: int) -> tuple[float, float]:
         """Milliseconds of the contiguous model, and channels_last / contiguous."""
@@ -66,7 +64,10 @@ class Runs:
 
 def measure(name: str, arguments: dict, chosen: dict[str, str]) -> dict[str, object]:
     runs, rounds = Runs(name, arguments, chosen), int(chosen['rounds'])
-    inference, training = runs.ratio(runs.infer, rounds), runs.ratio(runs.train, rounds)
+    training = runs.ratio(runs.train, rounds)
+    for model in runs.models.values():
+        model.eval()
+    inference = runs.ratio(runs.infer, rounds)
     return {
         'model': name,
         'inference ms': inference[0], 'inference ratio': inference[1],

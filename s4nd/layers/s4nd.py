@@ -20,6 +20,7 @@ from s4nd.ops import (
     observed,
     separable_conv,
     sizes_of,
+    takes_axis_convs,
     toeplitz,
     use_fused,
     use_toeplitz,
@@ -165,7 +166,7 @@ class S4ND(GridLayer):
         if observed():
             operators, centers = self.operators(size, steps)
         else:
-            operators, centers = self._remembered_operators(size, steps)
+            operators, centers = self._remembered_operators(x, size, steps)
         u = x if self.channels == 1 else torch.cat([x] * self.channels, 1)
         skip = None if self.D is None else self.D.flatten()
         if len(operators) < self.spatial_dims:  # one matrix for all axes
@@ -254,16 +255,19 @@ class S4ND(GridLayer):
         return operators[axis], centers[axis]
 
     @torch.jit.unused
-    def _remembered_operators(self, size: list[int], steps: list[float]) -> tuple[list[Tensor], list[int]]:
-        """What `operators` gives, and in evaluation, from memory, the matrices where the convolution uses them."""
+    def _remembered_operators(self, x: Tensor, size: list[int], steps: list[float]) -> tuple[list[Tensor], list[int]]:
+        """What `operators` gives, and in evaluation, from memory, the matrices where the convolution of x uses them."""
         for kernel, step in zip(self.kernels, steps, strict=True):
             warn_if_aliased(getattr(kernel, 'bandlimit', math.inf), step)
-        key = (tuple(size), tuple(steps), self.cell, tuple(self._l_max), self.method)
-        return self.remembered('operators', key, self.kernels, lambda: self._matrices(size, steps))
+        convs = takes_axis_convs(x, self.tensor_rank, self.method, self.exact)
+        key = (tuple(size), tuple(steps), self.cell, tuple(self._l_max), self.method, convs)
+        return self.remembered('operators', key, self.kernels, lambda: self._matrices(size, steps, convs))
 
     @torch.jit.unused
-    def _matrices(self, size: list[int], steps: list[float]) -> tuple[list[Tensor], list[int]]:
+    def _matrices(self, size: list[int], steps: list[float], convs: bool) -> tuple[list[Tensor], list[int]]:
         operators, centers = self.operators(size, steps)
+        if convs and all(operator.dim() == 3 for operator in operators):
+            return operators, centers
         if torch.is_grad_enabled() or use_fused(operators[0].device, operators[0].dtype, size, self.method):
             return operators, centers
         for axis, length in enumerate(size):

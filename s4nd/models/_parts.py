@@ -13,12 +13,10 @@ from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from s4nd.layers.base import GridLayer, check_floating
-from s4nd.ops.dispatch import in_format_of
 from s4nd.resolution import warn_of_size
 
-register_notrace_function(in_format_of)
 # A plain torch.fx.symbolic_trace passes over them as well: they look at sizes, which a Proxy does not know.
-for name in ('in_format_of', 'glu', 'to_map', 'from_map'):
+for name in ('glu', 'lines_contiguous', 'to_map', 'from_map'):
     torch.fx.wrap(name)
 
 
@@ -90,6 +88,12 @@ def channels_first(x: Tensor) -> Tensor:
 
 
 @register_notrace_function
+def lines_contiguous(x: Tensor) -> Tensor:
+    """Contiguous where x is (B, C, L), for FFTs along L; maps (B, C, L1, L2, …) as they are."""
+    return x.contiguous() if x.dim() == 3 else x
+
+
+@register_notrace_function
 def glu(x: Tensor) -> Tensor:
     """Gate one half of the channels by the other: (B, 2C, …) -> (B, C, …)."""
     # On channels_last tensors F.glu is four times slower along the channels as an inner axis than as the last one.
@@ -135,14 +139,14 @@ class LayoutModule(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of (B, C, L1, …, LD), as timm's LayerNorm2d for any D, in the memory format of x."""
+    """LayerNorm over the channels of (B, C, L1, …, LD), as timm's LayerNorm2d for any D; maps leave channels_last."""
 
     def __init__(self, dim: int, eps: float = 1e-6, device: Any = None, dtype: Any = None) -> None:
         super().__init__(dim, eps=eps, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return in_format_of(channels_first(y), x)
+        y = channels_first(F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps))
+        return lines_contiguous(y)
 
 
 class ChannelDrop(nn.Dropout1d):

@@ -56,7 +56,8 @@ class ConvNeXtBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.mlp(self.mixer(x)))
+        # The sum takes the format of its first part, channels_last, which convolutions and norms prefer.
+        return self.drop_path(self.mlp(self.mixer(x))) + x
 
     def reset_mlp(self) -> None:
         """Draw the weights of the MLP with variance 1 / inputs, so that a narrow block is not a small one.

@@ -141,8 +141,9 @@ def feature_groups(x: Tensor) -> list[slice]:
     """Features of x (B, C, …) in groups, so that what is computed of one stays in the cache, or in 256 MB on a GPU."""
     elements = 2**18 * torch.get_num_threads() if x.device.type == 'cpu' else 2**26
     each = max(1, x.numel() // x.shape[1])
-    # Sixteen at least where features lie side by side (channels_last): a cache line holds as many.
-    count = max(16 if x.stride(1) == 1 else 1, elements // each)
+    count = max(1, elements // each)
+    if x.stride(1) == 1:  # Features lie side by side (channels_last): whole cache lines.
+        count = max(32, count // 32 * 32)
     return [slice(start, start + count) for start in range(0, x.shape[1], count)]
 
 
@@ -150,11 +151,16 @@ def in_format_of(y: Tensor, x: Tensor) -> Tensor:
     """y in the memory format of x: what follows is elementwise, and slow over mixed strides."""
     if not torch.jit.is_scripting() and _is_transformed():
         return y.contiguous()  # vmap has no other format
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return y.contiguous(memory_format=torch.channels_last)
-    if x.dim() == 5 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):
-        return y.contiguous(memory_format=torch.channels_last_3d)
+    if is_channels_last(x):
+        return y.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
     return y.contiguous()
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the features of x (B, C, …) lie side by side, which they do not in the format of other tensors."""
+    if x.dim() == 4:
+        return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return x.dim() == 5 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def exact_bmm(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""The separable convolution as one depthwise convolution per axis, for evaluation in channels_last on a CPU.
+
+The matrix products of products.py want the features first in memory, two copies away from channels_last. These
+convolutions read and write channels_last, and cost 0.4 to 0.9 of the products' time there (benchmarks/layer.py).
+Shape legend: as in longconv.py.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from s4nd.ops.dispatch import autocasted, by_hand, half_products, is_channels_last
+
+LONGEST = 64  # of an axis; beyond, matrix products are as fast
+
+
+@torch.jit.unused
+def takes_axis_convs(x: Tensor, ranks: int, method: str, exact: bool) -> bool:
+    """Whether a signal (B, C, L1, …, Ld) is convolved so, with kernels of so many ranks."""
+    if method != 'auto' or ranks > 1 or torch.is_grad_enabled() or not by_hand(x) or x.device.type != 'cpu':
+        return False
+    if not is_channels_last(x) or max(x.shape[2:]) > LONGEST or not torch.backends.mkldnn.enabled:
+        return False
+    few = x[:0] if exact else autocasted(x[:0])  # in the dtype of the products
+    return torch.backends.mkldnn.is_available() and (few.dtype == torch.float32 or (half_products(few) and not exact))
+
+
+def axis_convs(x: Tensor, taps: Sequence[Tensor], centers: Sequence[int], skip: Tensor | None) -> Tensor:
+    """Convolve x (B, C, L1, …, Ld) with taps (1, C, K) of each axis; skip (C,) adds skip · x."""
+    y = x
+    for axis, (k, center) in enumerate(zip(taps, centers, strict=True)):
+        y = _along(y, axis, _weights(k[0].to(x.dtype), center, x.shape[2 + axis]))
+    return y if skip is None else y.addcmul_(skip.to(x.dtype).reshape([-1] + [1] * (x.dim() - 2)), x)
+
+
+def _weights(taps: Tensor, center: int, length: int) -> Tensor:
+    """Taps (C, K) -> weights (C, 2 · length - 1) of a cross-correlation that reaches every sample from every other."""
+    # (Weights that are zero keep a NaN from hiding.)
+    return F.pad(taps, [length - 1 - center, length + center - taps.shape[1]]).flip(1)
+
+
+def _along(x: Tensor, axis: int, weights: Tensor) -> Tensor:
+    """x in channels_last, correlated with weights (C, 2L - 1) along one axis: every axis is one of pictures."""
+    channels, size, reach = x.shape[1], x.shape[2:], x.shape[2 + axis] - 1
+    rows = x.movedim(1, -1)
+    if axis == len(size) - 1:
+        height, width, weights, padding = size[-2], size[-1], weights[:, None, None], (0, reach)
+    else:
+        height, width, weights, padding = size[axis], size[axis + 1 :].numel(), weights[:, None, :, None], (reach, 0)
+    pictures = rows.reshape(-1, height, width, channels).movedim(-1, 1)
+    y = F.conv2d(pictures, weights, padding=padding, groups=channels)
+    return y.movedim(1, -1).reshape(rows.shape).movedim(-1, 1)

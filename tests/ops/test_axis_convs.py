@@ -1,0 +1,85 @@
+"""Depthwise convolutions for the axes, in evaluation in channels_last: the direct sum, and no matrices."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from s4nd import S4ND
+from s4nd.ops import separable_conv, takes_axis_convs
+from tests import oracles
+from tests.ops.test_longconv import random_taps
+
+SIZES = [(1, 9), (7, 1), (7, 4), (6, 6), (64, 5), (3, 5, 4), (4, 1, 6)]
+
+
+def last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize('kind', ['bidirectional', 'causal', 'short', 'long'])
+@torch.no_grad()
+def test_equals_the_direct_sum(size: tuple[int, ...], kind: str) -> None:
+    torch.manual_seed(0)
+    x, skip = last(torch.randn(2, 3, *size)), torch.randn(3)
+    taps, centers = random_taps(size, 1, 3, kind)
+    assert takes_axis_convs(x, 1, 'auto', False)
+    y = separable_conv(x, [k.float() for k in taps], centers, skip=skip)
+    true = oracles.direct_conv(x.double(), oracles.full_kernel(taps), centers)
+    true += skip.reshape(3, *[1] * len(size)) * x
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y.double(), true, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+@torch.no_grad()
+def test_bfloat16(autocast: bool) -> None:
+    torch.manual_seed(0)
+    x = last(torch.randn(2, 3, 7, 6))
+    taps, centers = random_taps((7, 6), 1, 3, 'bidirectional')
+    true = oracles.direct_conv(x.double(), oracles.full_kernel(taps), centers)
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        y = separable_conv(x if autocast else x.bfloat16(), [k.float() for k in taps], centers)
+        exact = separable_conv(x, [k.float() for k in taps], centers, exact=True)
+    assert y.dtype == torch.bfloat16
+    assert (y.double() - true).norm() / true.norm() < 1e-2
+    torch.testing.assert_close(exact.double(), true, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_one_nan_reaches_its_whole_feature() -> None:
+    x = torch.randn(2, 3, 6, 5)
+    x[1, 2, 3, 4] = torch.nan
+    taps, centers = random_taps((6, 5), 1, 3, 'causal')
+    y = separable_conv(last(x), [k.float() for k in taps], centers)
+    assert y[1, 2].isnan().all()
+    assert y.isnan().sum() == 30
+
+
+def test_where_they_are_taken() -> None:
+    x = last(torch.randn(2, 3, 7, 6))
+    assert not takes_axis_convs(x, 1, 'auto', False)  # gradients come from matrix products
+    with torch.no_grad():
+        assert takes_axis_convs(x, 1, 'auto', False)
+        others = [
+            (x.contiguous(), 1, 'auto'), (x.double(), 1, 'auto'), (x.half(), 1, 'auto'), (x, 2, 'auto'),
+            (x, 1, 'toeplitz'), (last(torch.randn(1, 2, 65, 3)), 1, 'auto'), (x[:, :, 0], 1, 'auto'),
+        ]  # fmt: skip
+        assert not any(takes_axis_convs(*other, False) for other in others)
+        assert not torch.vmap(lambda x: torch.tensor(takes_axis_convs(x, 1, 'auto', False)), in_dims=0)(x[None]).any()
+
+
+@torch.no_grad()
+def test_a_layer_remembers_what_each_format_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = S4ND(4, (7, 6), d_state=8).eval()
+    x = torch.randn(2, 4, 7, 6)
+    true = layer(x)
+    calls = []
+    kernels = type(layer.kernels[0])
+    taps = kernels.cells
+    monkeypatch.setattr(kernels, 'cells', lambda *args: calls.append(1) or taps(*args))
+    for _ in range(3):
+        torch.testing.assert_close(layer(last(x)), true, atol=1e-5, rtol=1e-5)
+    assert len(calls) == 2  # one per axis
+    torch.testing.assert_close(layer(x), true, atol=0, rtol=0)
