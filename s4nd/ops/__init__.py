@@ -10,13 +10,11 @@ from s4nd.ops.longconv import (
     METHODS,
     lag_taps,
     separable_conv,
-    toeplitz,
-    toeplitz_replicate,
     use_fused,
     use_toeplitz,
     wrap_taps,
 )  # fmt: skip
-from s4nd.ops.products import joint_matrix
+from s4nd.ops.products import joint_matrix, toeplitz, toeplitz_replicate
 from s4nd.ops.recurrence import run_recurrence
 from s4nd.ops.scan import diagonal_scan, varying_scan
 

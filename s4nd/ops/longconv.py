@@ -16,7 +16,7 @@ from s4nd.ops import fused
 from s4nd.ops.axis_convs import axis_convs, takes_axis_convs
 from s4nd.ops.dispatch import autocasted, by_hand, half_products, in_format_of, takes_operators
 from s4nd.ops.fftconv import fft_conv, plain_fft_conv
-from s4nd.ops.products import apply_matrix, axis_dim, from_channels, separable_product, to_channels
+from s4nd.ops.products import apply_matrix, axis_dim, from_channels, separable_product, to_channels, toeplitz
 
 METHODS = ('auto', 'toeplitz', 'fft', 'triton')
 
@@ -166,32 +166,6 @@ def use_toeplitz(size: list[int], axis: int, method: str = 'auto') -> bool:
     # Matrices pay where many lines share them. Measured on a CPU, batch 16, by benchmarks/axis_methods.py; other
     # devices take the same limits.
     return size[axis] <= min(512, 64 * others)
-
-
-def toeplitz(taps: Tensor, center: int, length: int) -> Tensor:
-    """Lag taps (R, C, K) -> matrices (R, C, L, L) that stand for the convolution: row j, column i holds k[i - j]."""
-    # Lags beyond ±(length - 1) never meet the signal.
-    before, after = length - 1 - center, length - (taps.shape[2] - center)
-    if before < 0 or after < 0:
-        taps = taps[..., max(0, -before) : taps.shape[2] - max(0, -after)]
-    if before > 0 or after > 0:
-        taps = F.pad(taps, [max(0, before), max(0, after)])
-    return taps.unfold(2, length, 1).flip(2)  # of (R, C, 2L - 1)
-
-
-def toeplitz_replicate(taps: Tensor, center: int, length: int) -> Tensor:
-    """The matrices (R, C, L, L) for a signal that goes on beyond its ends as it is there: every column sums to Σ k.
-
-    Column i of the first row holds Σ_{l >= i} k[l], that of the last row what lies beyond the other end.
-    """
-    pad = torch.nn.functional.pad
-    k = pad(taps, (max(0, length - 1 - center), max(0, length - (taps.shape[2] - center))))
-    center = max(center, length - 1)
-    before = k.cumsum(-1)
-    after = k.sum(-1, keepdim=True) - before
-    first = pad(after[..., center : center + length].unsqueeze(2), (0, 0, 0, length - 1))
-    last = pad((before - k)[..., center - length + 1 : center + 1].unsqueeze(2), (0, 0, length - 1, 0))
-    return toeplitz(k, center, length) + first + last
 
 
 def _separable_conv(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from s4nd.ops.dispatch import feature_groups, plain_gradients, wants_graph
 
@@ -42,6 +43,31 @@ def joint_matrix(matrices: Sequence[Tensor]) -> Tensor:
     for matrix in matrices[1:]:
         joint = torch.einsum('rcab,rcde->rcadbe', joint, matrix).flatten(4).flatten(2, 3)
     return joint.sum(0, keepdim=True)
+
+
+def toeplitz(taps: Tensor, center: int, length: int) -> Tensor:
+    """Lag taps (R, C, K) -> matrices (R, C, L, L) that stand for the convolution: row j, column i holds k[i - j]."""
+    # Lags beyond ±(length - 1) never meet the signal.
+    before, after = length - 1 - center, length - (taps.shape[2] - center)
+    if before < 0 or after < 0:
+        taps = taps[..., max(0, -before) : taps.shape[2] - max(0, -after)]
+    if before > 0 or after > 0:
+        taps = F.pad(taps, [max(0, before), max(0, after)])
+    return taps.unfold(2, length, 1).flip(2)  # of (R, C, 2L - 1)
+
+
+def toeplitz_replicate(taps: Tensor, center: int, length: int) -> Tensor:
+    """The matrices (R, C, L, L) for a signal that goes on beyond its ends as it is there: every column sums to Σ k.
+
+    Column i of the first row holds Σ_{l >= i} k[l], that of the last row what lies beyond the other end.
+    """
+    k = F.pad(taps, (max(0, length - 1 - center), max(0, length - (taps.shape[2] - center))))
+    center = max(center, length - 1)
+    before = k.cumsum(-1)
+    after = k.sum(-1, keepdim=True) - before
+    first = F.pad(after[..., center : center + length].unsqueeze(2), (0, 0, 0, length - 1))
+    last = F.pad((before - k)[..., center - length + 1 : center + 1].unsqueeze(2), (0, 0, length - 1, 0))
+    return toeplitz(k, center, length) + first + last
 
 
 def to_channels(x: Tensor) -> Tensor:
@@ -96,33 +122,40 @@ class _SeparableProduct(torch.autograd.Function):
         x, skip, *matrices = ctx.saved_tensors
         if wants_graph(grad):
             return tuple(plain_gradients(plain_product, (x, skip, *matrices), ctx.needs_input_grad, grad))
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_skip = torch.empty_like(skip) if ctx.needs_input_grad[1] else None
-        grad_matrices = [torch.empty_like(matrix) for matrix in matrices]
-        # Autocast would run the products in half precision.
-        with torch.autocast(grad.device.type, enabled=False):
-            for part in feature_groups(x):
-                u, g = to_channels(x[:, part]).contiguous(), to_channels(grad[:, part]).contiguous()
-                total = None
-                for rank in range(len(matrices[0])):
-                    inputs, back = _inputs(u, matrices, rank, part), g
-                    for axis, matrix in enumerate(matrices):
-                        dim = axis_dim(axis, len(matrices))
-                        if ctx.needs_input_grad[2 + axis]:
-                            grad_matrices[axis][rank, part] = _outer(inputs[-2 - axis], back, dim)
-                        back = apply_matrix(back, matrix[rank, part].transpose(1, 2), dim)
-                    total = back if total is None else total + back
-                if grad_skip is not None:
-                    grad_skip[part] = torch.bmm(u.flatten(1)[:, None], g.flatten(1)[..., None]).flatten()
-                if grad_x is not None:
-                    grad_x[:, part] = from_channels(_add_skip(total, skip, part, g))
-        return grad_x, grad_skip, *grad_matrices
+        return product_gradients(grad, x, skip, matrices, ctx.needs_input_grad)
 
 
-def _inputs(u: Tensor, matrices: Sequence[Tensor], rank: int, part: slice) -> list[Tensor]:
-    """u, then what every product makes of it, last axis first, for the features of `part`."""
+def product_gradients(
+    grad: Tensor, x: Tensor, skip: Tensor | None, matrices: Sequence[Tensor], needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `separable_product` by x, skip and each of the matrices; `needed` says for which of them."""
+    grad_x = torch.empty_like(x) if needed[0] else None
+    grad_skip = torch.empty_like(skip) if skip is not None and needed[1] else None
+    grad_matrices = [torch.empty_like(matrix) for matrix in matrices]
+    # Autocast would run the products in half precision.
+    with torch.autocast(grad.device.type, enabled=False):
+        for part in feature_groups(x):
+            u, g = to_channels(x[:, part]).contiguous(), to_channels(grad[:, part]).contiguous()
+            total = None
+            for rank in range(len(matrices[0])):
+                inputs, back = _inputs(u, matrices, rank, part, 1), g
+                for axis, matrix in enumerate(matrices):
+                    dim = axis_dim(axis, len(matrices))
+                    if needed[2 + axis]:
+                        grad_matrices[axis][rank, part] = _outer(inputs[-1 - axis], back, dim)
+                    back = apply_matrix(back, matrix[rank, part].transpose(1, 2), dim)
+                total = back if total is None else total + back
+            if grad_skip is not None:
+                grad_skip[part] = torch.bmm(u.flatten(1)[:, None], g.flatten(1)[..., None]).flatten()
+            if grad_x is not None:
+                grad_x[:, part] = from_channels(_add_skip(total, skip, part, g))
+    return grad_x, grad_skip, *grad_matrices
+
+
+def _inputs(u: Tensor, matrices: Sequence[Tensor], rank: int, part: slice, first: int = 0) -> list[Tensor]:
+    """u, then what every product makes of it, from the last axis down to `first`, for the features of `part`."""
     values = [u]
-    for axis in range(len(matrices) - 1, -1, -1):
+    for axis in range(len(matrices) - 1, first - 1, -1):
         values.append(apply_matrix(values[-1], matrices[axis][rank, part], axis_dim(axis, len(matrices))))
     return values
 

@@ -1,4 +1,4 @@
-"""Depthwise convolutions for the axes, in evaluation in channels_last: the direct sum, and no matrices."""
+"""One depthwise convolution per axis, in channels_last: the direct sum, its gradients and second derivatives."""
 
 import pytest
 import torch
@@ -18,17 +18,42 @@ def last(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize('size', SIZES, ids=str)
 @pytest.mark.parametrize('kind', ['bidirectional', 'causal', 'short', 'long'])
-@torch.no_grad()
 def test_equals_the_direct_sum(size: tuple[int, ...], kind: str) -> None:
     torch.manual_seed(0)
-    x, skip = last(torch.randn(2, 3, *size)), torch.randn(3)
+    x, skip = torch.randn(2, 3, *size).double().requires_grad_(), torch.randn(3).double().requires_grad_()
     taps, centers = random_taps(size, 1, 3, kind)
-    assert takes_axis_convs(x, 1, 'auto', False)
-    y = separable_conv(x, [k.float() for k in taps], centers, skip=skip)
-    true = oracles.direct_conv(x.double(), oracles.full_kernel(taps), centers)
-    true += skip.reshape(3, *[1] * len(size)) * x
-    assert y.stride() == x.stride()
-    torch.testing.assert_close(y.double(), true, atol=1e-5, rtol=1e-5)
+    true = oracles.direct_conv(x, oracles.full_kernel(taps), centers) + skip.reshape(3, *[1] * len(size)) * x
+    weight = torch.randn_like(true)
+    theirs = torch.autograd.grad((true * weight).sum(), [x, skip, *taps])
+    u, *rest = [t.detach().float().requires_grad_() for t in (x, skip, *taps)]
+    u = last(u.detach()).requires_grad_()
+    assert takes_axis_convs(u, 1, 'auto', False)
+    y = separable_conv(u, rest[1:], centers, skip=rest[0])
+    assert type(y.grad_fn).__name__ == '_AxisConvsBackward'
+    assert y.stride() == u.stride()
+    torch.testing.assert_close(y.double(), true, atol=2e-5, rtol=1e-5)
+    for a, b in zip(torch.autograd.grad((y * weight.float()).sum(), [u, *rest]), theirs, strict=True):
+        torch.testing.assert_close(a.double(), b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('needed', [[0], [1], [2, 3], [0, 3], [0, 1, 2, 3]], ids=str)
+def test_second_derivatives_and_parts(needed: list[int]) -> None:
+    """The matrix products in float64, which are held to the direct sum, are the measure."""
+    torch.manual_seed(0)
+    taps, centers = random_taps((5, 4), 1, 3, 'bidirectional')
+    inputs = [torch.randn(2, 3, 5, 4), torch.randn(3), *(0.3 * k.detach() for k in taps)]
+
+    def derivatives(x: Tensor, skip: Tensor, *taps: Tensor) -> list[Tensor]:
+        parts = [(x, skip, *taps)[i].requires_grad_() for i in needed]
+        first = torch.autograd.grad(separable_conv(x, list(taps), centers, skip=skip).sin().sum(), parts)
+        y = separable_conv(x, list(taps), centers, skip=skip)
+        graph = torch.autograd.grad(y.sin().sum(), parts, create_graph=True)
+        return [*first, *torch.autograd.grad(sum(g.cos().sum() for g in graph), parts)]
+
+    theirs = derivatives(*(t.double() for t in inputs))
+    ours = derivatives(*(last(t.float()) if t.dim() == 4 else t.float() for t in inputs))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() / b.norm() < 1e-5
 
 
 @pytest.mark.parametrize('autocast', [False, True])
@@ -58,15 +83,13 @@ def test_one_nan_reaches_its_whole_feature() -> None:
 
 def test_where_they_are_taken() -> None:
     x = last(torch.randn(2, 3, 7, 6))
-    assert not takes_axis_convs(x, 1, 'auto', False)  # gradients come from matrix products
-    with torch.no_grad():
-        assert takes_axis_convs(x, 1, 'auto', False)
-        others = [
-            (x.contiguous(), 1, 'auto'), (x.double(), 1, 'auto'), (x.half(), 1, 'auto'), (x, 2, 'auto'),
-            (x, 1, 'toeplitz'), (last(torch.randn(1, 2, 65, 3)), 1, 'auto'), (x[:, :, 0], 1, 'auto'),
-        ]  # fmt: skip
-        assert not any(takes_axis_convs(*other, False) for other in others)
-        assert not torch.vmap(lambda x: torch.tensor(takes_axis_convs(x, 1, 'auto', False)), in_dims=0)(x[None]).any()
+    assert takes_axis_convs(x, 1, 'auto', False)
+    others = [
+        (x.contiguous(), 1, 'auto'), (x.double(), 1, 'auto'), (x.half(), 1, 'auto'), (x, 2, 'auto'),
+        (x, 1, 'toeplitz'), (last(torch.randn(1, 2, 65, 3)), 1, 'auto'), (x[:, :, 0], 1, 'auto'),
+    ]  # fmt: skip
+    assert not any(takes_axis_convs(*other, False) for other in others)
+    assert not torch.vmap(lambda x: torch.tensor(takes_axis_convs(x, 1, 'auto', False)))(x[None]).any()
 
 
 @torch.no_grad()
