@@ -53,7 +53,11 @@ def of_parts(model: nn.Module) -> dict[str, int]:
         found['kernels backward'] += calls(lambda y=made, g=gradients: torch.autograd.backward(y, g))
         for number, layer in enumerate(layers):
             taps = [k.detach().requires_grad_() for k in made[2 * number : 2 * number + 2]]
-            x = torch.randn(1, layer.d_model, *layer.grid).contiguous(memory_format=torch.channels_last).requires_grad_()
+            x = (
+                torch.randn(1, layer.d_model, *layer.grid)
+                .contiguous(memory_format=torch.channels_last)
+                .requires_grad_()
+            )
             given = (x, taps, [k.shape[-1] // 2 for k in taps], 'auto', layer.D.flatten())
             out: list[torch.Tensor] = []
             found['convolutions forward'] += calls(lambda to=out, given=given: to.append(separable_conv(*given)))

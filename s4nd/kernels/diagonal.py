@@ -61,8 +61,8 @@ class DiagonalKernel(RecurrentKernel):
 
     def _taps(self, length: int, step: float, cells: bool) -> Tensor:
         dt = self.dt(step / 2 if cells else step)
-        taps = diagonal_taps(dt, self.spectrum(), self.input(), self.readout(), length, self.bilinear, cells)
-        return taps.to(at_least_float32(self.C.dtype))
+        A, B, C, dtype = self.spectrum(), self.input(), self.readout(), at_least_float32(self.C.dtype)
+        return diagonal_taps(dt, A, B, C, length, self.bilinear, cells, dtype)
 
     def discretized(self, step: float) -> list[Tensor]:
         """Ā, B̄ (H, n) and C (c, H, n), each as real and imaginary part."""

@@ -1,7 +1,7 @@
 """Taps of a diagonal state-space system from its continuous parameters, by complex or by real arithmetic.
 
 x' = A x + B u, y = 2 Re(C x) with a diagonal A gives K[l] = 2 Re Σ_n C_n B̄_n Ā_nˡ. Arguments are real: a complex number
-is a pair in a last axis of size 2. All is float64.
+is a pair in a last axis of size 2. All is float64; for float32 taps, up to 1024, sums of powers of Ā are float32.
 Shape legend: H = features, S = distinct (A, B), n = modes, c = channels, L = length.
 """
 
@@ -46,8 +46,19 @@ def expand_ssm(x: Tensor, d_model: int) -> Tensor:
     return x.repeat(repeats)
 
 
+# Up to so many taps, sums of float32 powers err by at most 1e-6 of the largest tap, damped or not.
+_SHORT = 1024
+
+
 def diagonal_taps(
-    dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, bilinear: bool = False, paired: bool = False
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    length: int,
+    bilinear: bool = False,
+    paired: bool = False,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Taps (c, H, length) of a diagonal system sampled at dt.
 
@@ -59,12 +70,13 @@ def diagonal_taps(
         bilinear: the bilinear rule in place of zero-order hold.
         paired: taps h summed in pairs, h[0], h[1] + h[2], h[3] + h[4] …; of a zero-order hold with half a sample for
             dt, entry l is the mean of the kernel over [l - ½, l + ½], entry 0 the part of it that lies after 0.
+        dtype: of the taps.
 
     Eagerly all may have more axes in front, those of systems side by side.
     """
     if by_hand(C):
-        return _complex_taps(dt, A, B, C, length, bilinear, paired)
-    return _plain_taps(dt, A, B, C, length, bilinear, paired)
+        return _complex_taps(dt, A, B, C, length, bilinear, paired, dtype)
+    return _plain_taps(dt, A, B, C, length, bilinear, paired).to(dtype)
 
 
 def _plain_taps(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, bilinear: bool, paired: bool) -> Tensor:
@@ -85,8 +97,10 @@ def pair_cells(h: Tensor) -> Tensor:
 
 
 @torch.jit.unused
-def _complex_taps(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, bilinear: bool, paired: bool) -> Tensor:
-    return _DiagonalTaps.apply(dt, A, B, C, length, bilinear, paired)
+def _complex_taps(
+    dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, bilinear: bool, paired: bool, dtype: torch.dtype
+) -> Tensor:
+    return _DiagonalTaps.apply(dt, A, B, C, length, bilinear, paired, dtype)
 
 
 class _DiagonalTaps(torch.autograd.Function):
@@ -98,40 +112,42 @@ class _DiagonalTaps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, bilinear: bool, paired: bool
-    ) -> Tensor:
+        ctx: Any, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, bilinear: bool, paired: bool,
+        dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
         change = _change(_rows(dt, A) * A.unsqueeze(-4), bilinear)  # (…, H/S, S, n)
         ratio, readout = _as_complex(B) / _as_complex(A), _as_complex(C.transpose(-4, -3))  # (…, S, n), (…, H, c, n)
         ratio = ratio.unsqueeze(-3)
         _, weights, bases = _discrete(change, ratio, readout)
+        fine = dtype.to_complex() if length <= _SHORT else bases.dtype
         if paired and length > 1:
             # h[2l - 1] + h[2l] is of weights w_n (a_n + a_n²) and bases a_n².
             squares = bases * bases
-            taps, *powers = sum_of_powers(weights * (bases + squares)[:, None], squares, length - 1)
-            taps = torch.cat([weights.real.sum(-1, keepdim=True), taps], -1)
+            taps, *powers = sum_of_powers(weights * (bases + squares)[:, None], squares, length - 1, fine)
+            taps = torch.cat([weights.real.sum(-1, keepdim=True).to(taps.dtype), taps], -1)
         else:
-            taps, *powers = sum_of_powers(weights, bases, length)
+            taps, *powers = sum_of_powers(weights, bases, length, fine)
         ctx.save_for_backward(dt, A, B, C, change, ratio, readout, *powers)
         ctx.bilinear, ctx.paired = bilinear, paired
-        return 2.0 * taps.view(*readout.shape[:-1], length).transpose(-3, -2)
+        return 2.0 * taps.view(*readout.shape[:-1], length).transpose(-3, -2).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dt, A, B, C, change, ratio, readout, *powers = ctx.saved_tensors
         if wants_graph(grad):
-            rest = grad.shape[-1], ctx.bilinear, ctx.paired
+            rest = grad.shape[-1], ctx.bilinear, ctx.paired, grad.dtype
             found = plain_gradients(lambda *x: _plainly(x, *rest), (dt, A, B, C), ctx.needs_input_grad[:4], grad)
-            return *found, None, None, None
+            return *found, None, None, None, None
         gain, weights, bases = _discrete(change, ratio, readout)
-        grad = 2.0 * grad.transpose(-3, -2).reshape(*weights.shape[:2], -1)
+        grad = 2.0 * grad.transpose(-3, -2).reshape(*weights.shape[:2], -1).to(weights.real.dtype)
         if ctx.paired and grad.shape[-1] > 1:
             both = torch.addcmul(bases, bases, bases)
-            by_weights, by_squares = slopes_of_powers(grad[..., 1:], weights * both[:, None], *powers)
+            by_weights, by_squares = _slopes(grad[..., 1:], weights * both[:, None], *powers)
             by_both = (by_weights * weights).sum(1)
             by_weights = torch.addcmul(grad[..., :1], by_weights, both[:, None])
             by_bases = torch.addcmul(by_both, bases, by_both + by_squares, value=2.0)
         else:
-            by_weights, by_bases = slopes_of_powers(grad, weights, *powers)
+            by_weights, by_bases = _slopes(grad, weights, *powers)
         by_weights = by_weights.view(readout.shape)
         by_C = (by_weights * gain).transpose(-3, -2)
         by_gain = (by_weights * readout).sum(-2).view(change.shape)
@@ -141,7 +157,14 @@ class _DiagonalTaps(torch.autograd.Function):
         by_A = (by_z * _rows(dt, A)).sum(-4) - _as_pairs(by_B * ratio.squeeze(-3))
         by_dt = (by_z * A.unsqueeze(-4)).sum(-1)
         by_dt = by_dt.sum(-1) if dt.shape[-1] == 1 else by_dt
-        return by_dt.view(dt.shape), by_A, _as_pairs(by_B), _as_pairs(by_C), None, None, None
+        return by_dt.view(dt.shape), by_A, _as_pairs(by_B), _as_pairs(by_C), None, None, None, None
+
+
+def _slopes(grad: Tensor, weights: Tensor, *powers: Tensor) -> tuple[Tensor, Tensor]:
+    """`slopes_of_powers` in the dtype of the powers, then in that of the weights again."""
+    fine = powers[0].dtype
+    by_weights, by_bases = slopes_of_powers(grad.to(fine.to_real()), weights.to(fine), *powers)
+    return by_weights.to(weights.dtype), by_bases.to(weights.dtype)
 
 
 def _rows(dt: Tensor, A: Tensor) -> Tensor:
@@ -178,9 +201,9 @@ def _as_pairs(slope: Tensor) -> Tensor:
     return torch.view_as_real(slope.conj_physical_())
 
 
-def _plainly(systems: Sequence[Tensor], length: int, bilinear: bool, paired: bool) -> Tensor:
+def _plainly(systems: Sequence[Tensor], length: int, bilinear: bool, paired: bool, dtype: torch.dtype) -> Tensor:
     """`_plain_taps`, one system after the other where there are several."""
     if systems[-1].dim() == 4:
         dt, A, B, C = systems
-        return _plain_taps(dt, A, B, C, length, bilinear, paired)
-    return torch.stack([_plainly(system, length, bilinear, paired) for system in zip(*systems, strict=True)])
+        return _plain_taps(dt, A, B, C, length, bilinear, paired).to(dtype)
+    return torch.stack([_plainly(system, length, bilinear, paired, dtype) for system in zip(*systems, strict=True)])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s4nd.ops.dispatch import by_hand, plain_gradients, wants_graph
+from s4nd.ops.dispatch import by_hand, exact_bmm, plain_gradients, wants_graph
 
 
 def exponential_sum(w_re: Tensor, w_im: Tensor, a_re: Tensor, a_im: Tensor, length: int) -> Tensor:
@@ -69,14 +69,26 @@ class _ExponentialSum(torch.autograd.Function):
         return by_w.transpose(0, 1).conj(), by_a.conj(), None
 
 
-def sum_of_powers(w: Tensor, a: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Re Σ_n w a^l (H, c, length) of complex w (H, c, n) and a (H, n), and the powers that `slopes_of_powers` takes."""
+def sum_of_powers(w: Tensor, a: Tensor, length: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Re Σ_n w a^l (H, c, length) of complex w (H, c, n) and a (H, n), and the powers that `slopes_of_powers` takes.
+
+    All is of the dtype of w and a, or computed in `dtype` (complex) from a and one long power of it that are exact to
+    that precision: errors grow with √length, not with the length.
+    """
     rows, columns = block_split(length)
-    column_powers = _complex_powers(a, columns)
-    row_powers = _complex_powers(column_powers[:, -1] * a, rows)
+    if dtype is not None and dtype != a.dtype:
+        block = a
+        for _ in range(columns.bit_length() - 1):  # columns is a power of two
+            block = block * block
+        w, a, block = w.to(dtype), a.to(dtype), block.to(dtype)
+        column_powers = _complex_powers(a, columns)
+    else:
+        column_powers = _complex_powers(a, columns)
+        block = column_powers[:, -1] * a
+    row_powers = _complex_powers(block, rows)
     # Re(x y) is the inner product of x̄ and y as pairs of reals.
     left = (w[:, :, None] * row_powers[:, None]).conj_physical_()  # (H, c, rows, n)
-    sums = torch.bmm(_as_rows(left.flatten(1, 2)), _as_rows(column_powers).transpose(1, 2))  # (H, c·rows, columns)
+    sums = exact_bmm(_as_rows(left.flatten(1, 2)), _as_rows(column_powers).transpose(1, 2))  # (H, c·rows, columns)
     return sums.reshape(*w.shape[:2], rows * columns)[..., :length], column_powers, row_powers
 
 
@@ -90,7 +102,7 @@ def slopes_of_powers(grad: Tensor, w: Tensor, column_powers: Tensor, row_powers:
     g = grad.new_zeros(features, 2, channels, rows * columns)
     g[:, 0, :, :length] = grad
     torch.mul(grad[..., 1:], torch.arange(1, length, device=g.device, dtype=g.dtype), out=g[:, 1, :, : length - 1])
-    sums = torch.bmm(g.view(features, 2 * channels * rows, columns), _as_rows(column_powers))
+    sums = exact_bmm(g.view(features, 2 * channels * rows, columns), _as_rows(column_powers))
     sums = torch.view_as_complex(sums.view(features, 2, channels, rows, -1, 2))
     # Σ g_l a^l and Σ l g_l a^(l-1): (H, 2, c, n)
     by_w, by_a = sums.mul_(row_powers[:, None, None]).sum(3).unbind(1)

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from s4nd.ops.exponentials import complex_exponential_sum, exponential_sum, plain_exponential_sum
+from s4nd.ops.exponentials import (
+    complex_exponential_sum,
+    exponential_sum,
+    plain_exponential_sum,
+    slopes_of_powers,
+    sum_of_powers,
+)
 
 
 def weights_and_bases(channels: int, features: int, modes: int) -> tuple[Tensor, Tensor]:
@@ -34,6 +40,23 @@ def test_equals_the_definition(length: int, channels: int) -> None:
         gradients = torch.autograd.grad((taps * weight).sum(), [w, a], materialize_grads=True)
         for ours, theirs in zip(gradients, expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize('length', [1, 2, 7, 64, 100, 1024])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_float32_powers_of_exact_bases(length: int, autocast: bool) -> None:
+    """Undamped modes too: nowhere does a rounded base meet a long power."""
+    torch.manual_seed(0)
+    a = torch.polar(torch.ones(3, 16, dtype=torch.float64), 3.14 * torch.rand(3, 16, dtype=torch.float64))
+    w, grad = torch.randn(3, 2, 16, dtype=torch.complex128), torch.randn(3, 2, length, dtype=torch.float64)
+    taps, *powers = sum_of_powers(w, a, length)
+    true = [taps, *slopes_of_powers(grad, w, *powers)]
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        taps, *powers = sum_of_powers(w, a, length, torch.complex64)
+        ours = [taps, *slopes_of_powers(grad.float(), w.to(torch.complex64), *powers)]
+    for fine, exact in zip(ours, true, strict=True):
+        assert fine.dtype in (torch.float32, torch.complex64)
+        assert (fine - exact).abs().max() <= 2e-6 * exact.abs().max()
 
 
 def test_gradcheck() -> None:
