@@ -73,17 +73,20 @@ def _matrices(taps: Sequence[Tensor], centers: Sequence[int], x: Tensor) -> list
 def _weights(taps: Tensor, center: int, length: int) -> Tensor:
     """Taps (C, K) -> weights (C, 2 · length - 1) of a cross-correlation that reaches every sample from every other."""
     # (Weights that are zero keep a NaN from hiding.)
-    return F.pad(taps, [length - 1 - center, length + center - taps.shape[1]]).flip(1)
+    around = [length - 1 - center, length + center - taps.shape[1]]
+    return (F.pad(taps, around) if any(around) else taps).flip(1)
 
 
 def _along(x: Tensor, axis: int, weights: Tensor) -> Tensor:
-    """x in channels_last, correlated with weights (C, 2L - 1) along one axis: every axis is one of pictures."""
-    channels, size, reach = x.shape[1], x.shape[2:], x.shape[2 + axis] - 1
+    """x in channels_last, correlated with weights (C, 2L - 1) along one axis."""
+    reach = x.shape[2 + axis] - 1
+    last = axis == x.dim() - 3
+    weights, padding = (weights[:, None, None], (0, reach)) if last else (weights[:, None, :, None], (reach, 0))
+    if x.dim() == 4:
+        return F.conv2d(x, weights, padding=padding, groups=x.shape[1])
+    # Clips are pictures too: of the last two axes, or of this axis and all that follow.
+    height, width = (x.shape[3], x.shape[4]) if last else (x.shape[2 + axis], x.shape[3 + axis :].numel())
     rows = x.movedim(1, -1)
-    if axis == len(size) - 1:
-        height, width, weights, padding = size[-2], size[-1], weights[:, None, None], (0, reach)
-    else:
-        height, width, weights, padding = size[axis], size[axis + 1 :].numel(), weights[:, None, :, None], (reach, 0)
-    pictures = rows.reshape(-1, height, width, channels).movedim(-1, 1)
-    y = F.conv2d(pictures, weights, padding=padding, groups=channels)
+    pictures = rows.reshape(-1, height, width, x.shape[1]).movedim(-1, 1)
+    y = F.conv2d(pictures, weights, padding=padding, groups=x.shape[1])
     return y.movedim(1, -1).reshape(rows.shape).movedim(-1, 1)
