@@ -56,7 +56,7 @@ class ConvNeXtBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        # The sum takes the format of its first part, channels_last, which convolutions and norms prefer.
+        # The sum takes the format of its first part: channels_last, where the norm left it.
         return self.drop_path(self.mlp(self.mixer(x))) + x
 
     def reset_mlp(self) -> None:

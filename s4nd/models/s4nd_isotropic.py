@@ -53,7 +53,8 @@ class IsotropicBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.out(self.mixer(self.norm(x))))
+        # The sum takes the format of its first part: channels_last, where the norm left it.
+        return self.drop_path(self.out(self.mixer(self.norm(x)))) + x
 
 
 class IsotropicS4ND(Backbone):

@@ -54,8 +54,9 @@ class MixerBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.out(self.mixer(self.norm(x))))
-        return x + self.drop_path(self.mlp(x))
+        # A sum takes the format of its first part: channels_last, where the norm left it.
+        x = self.drop_path(self.out(self.mixer(self.norm(x)))) + x
+        return self.drop_path(self.mlp(x)) + x
 
 
 class S4NDViT(Backbone):
