@@ -1,8 +1,8 @@
 """The separable convolution as one depthwise convolution per axis, for channels_last on a CPU.
 
 The matrix products of products.py want the features first in memory, two copies away from channels_last. These
-convolutions read and write channels_last, and cost 0.4 to 0.9 of the products' time there (benchmarks/layer.py). Their
-own backward pass is slow, so gradients come from the products.
+convolutions read and write channels_last, and cost half of the products' time there (benchmarks/layer.py). Their own
+backward pass is slow, so gradients come from the products.
 Shape legend: as in longconv.py.
 """
 
