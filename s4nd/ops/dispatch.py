@@ -149,11 +149,17 @@ def feature_groups(x: Tensor) -> list[slice]:
 
 def in_format_of(y: Tensor, x: Tensor) -> Tensor:
     """y in the memory format of x: what follows is elementwise, and slow over mixed strides."""
-    if not torch.jit.is_scripting() and _is_transformed():
-        return y.contiguous()  # vmap has no other format
+    if not torch.jit.is_scripting() and _knows_one_format():
+        return y.contiguous()
     if is_channels_last(x):
         return y.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
     return y.contiguous()
+
+
+@torch.jit.unused
+def _knows_one_format() -> bool:
+    """Whether no format but the contiguous one exists: in vmap and in the older ONNX exporter."""
+    return _is_transformed() or (torch.jit.is_tracing() and torch.onnx.is_in_onnx_export())
 
 
 def is_channels_last(x: Tensor) -> bool:
