@@ -2,9 +2,11 @@
 
     video = s4nd.inflate(model, num_frames=16)
 
-S4ND: the kernels of height and width are kept, and time gets a fresh one, a decay exp(-|t| / timescale) with sum 1. The
-sum is 1 at every frame, the first and the last too, because the clip is taken to stand still beyond its ends
-(`time_padding='replicate'`); with 'zeros' the first and the last frames lose what would come from there, up to half.
+S4ND: the kernels of height and width are kept, and time gets fresh ones with sum 1: a decay exp(-|t| / timescale) and a
+random one of a few frames with sum 0. The decay alone is the same even function for all features, none of which tells a
+motion from the opposite one. The sum is 1 at every frame, the first and the last too, because the
+clip is taken to stand still beyond its ends (`time_padding='replicate'`); with 'zeros' the first and the last frames
+lose what would come from there, up to half.
 Convolutions (I3D, arXiv 1705.07750; S3D, 1712.04851): weights repeated over k frames and divided by k, or a mean over
 k frames after the convolution in space; the same holds at their ends.
 """
@@ -28,6 +30,9 @@ from s4nd.models.s4nd_isotropic import IsotropicS4ND
 
 __all__ = ['decay_', 'inflate']
 
+# Of the random kernel: C beside that of a new layer (the less, the slower motions are learned), and speed of its decay.
+_MOTION, _FASTER = 4.0, 1.25
+
 # Keywords of the image model's mixer that the axes of the video model's have one by one.
 _PER_AXIS = ('kernel', 'init', 'dt_min', 'dt_max', 'bandlimit', 'l_max', 'kernel_args')
 
@@ -45,6 +50,7 @@ def inflate(
     mode: str | None = None,
     *,
     timescale: float = 2.0,
+    motion: bool = True,
     kernel: str = 's4d',
     init: str | None = None,
     time_tied: bool = True,
@@ -64,7 +70,8 @@ def inflate(
         num_frames: frames of the training clips.
         time_patch: frames that the stem takes together.
         mode: 's4nd', for S4ND in the blocks; 'i3d' or 's3d', for `mixer='conv2d'`. None: 's4nd' or 'i3d'.
-        timescale: frames after which the time kernel has decayed to 1/e, of 's4nd'.
+        timescale: frames after which the plain decay in the time kernel has decayed to 1/e, of 's4nd'.
+        motion: add a random kernel to it, of kernel 's4d'. False: the plain decay alone, which learns motions slowly.
         kernel, init, time_tied: of the time axis: 's4d' (dt is 2 / num_frames: modes n cycles per clip) or 's4' (C
             reads the first coefficient of the measure, which decays for init 'legs', and is the mean over a window of
             twice the timescale for 'fout'; 'hippo' has both).
@@ -85,13 +92,13 @@ def inflate(
         mixer_args['time_kernel_size'] = time_kernel_size
     given = dict(num_frames=num_frames, time_patch=time_patch, mixer=mode, mixer_args=mixer_args)
     args = complete(type(model), args, given | dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate))
-    video = _build(model, args, timescale / time_patch).train(model.training)
+    video = _build(model, args, timescale / time_patch, motion).train(model.training)
     video.load_state_dict(_inflated(model.state_dict(), video))
     return video
 
 
 def _build(
-    model: S4NDConvNeXt | IsotropicS4ND, args: Mapping[str, Any], timescale: float
+    model: S4NDConvNeXt | IsotropicS4ND, args: Mapping[str, Any], timescale: float, motion: bool
 ) -> S4NDConvNeXt | IsotropicS4ND:
     """A video model of the same family, device and dtype; S4ND layers decay in time, over `timescale` samples."""
     built = type(model)(**args)
@@ -100,15 +107,16 @@ def _build(
     built.to(device=parameter.device, dtype=parameter.dtype)
     for layer in built.modules():
         if isinstance(layer, ClipS4ND):
-            decay_(layer, timescale)
+            decay_(layer, timescale, motion)
     return built
 
 
-def decay_(layer: S4ND, timescale: float) -> S4ND:
+def decay_(layer: S4ND, timescale: float, motion: bool = False) -> S4ND:
     """Make the first axis of a layer a plain decay with sum 1, in place, two-sided or causal as it is.
 
     Args:
         timescale: samples of the training grid after which it has decayed to 1/e.
+        motion: the other modes of an 's4d' kernel get a faster decay and a random C, and add up to 0.
 
     Raises:
         ValueError: its kernel is neither 's4d' nor 's4'.
@@ -117,23 +125,44 @@ def decay_(layer: S4ND, timescale: float) -> S4ND:
     if not isinstance(kernel, (S4DKernel, S4Kernel)):
         raise ValueError(f"expected an 's4d' or 's4' kernel in time, got {type(kernel).__name__}")
     with torch.no_grad():
+        own = _MOTION * kernel.C
         kernel.C.zero_()
         if isinstance(kernel, S4DKernel):
             _decay_s4d(kernel, timescale, length)
         else:
             _decay_s4(kernel, timescale)
-        replicates = isinstance(layer, ClipS4ND) and layer.time_padding == 'replicate'
-        taps, _ = layer.axis_taps(0, layer.reach(length, 1.0) if replicates else length, 1.0)
-        total = layer.tensor_rank * taps.sum(-1)  # (R, c·H), to be 1
-        kernel.C.view(-1, total.numel(), *kernel.C.shape[2:]).div_(total.view(-1, *[1] * (kernel.C.dim() - 2)))
+        silent = kernel.C == 0
+        kernel.C.div_(_sums(layer))
+        if motion and isinstance(kernel, S4DKernel):
+            kernel.C.add_(_without_sum(own * silent, layer))
     return layer
+
+
+def _without_sum(C: Tensor, layer: S4ND) -> Tensor:
+    """The nearest C, zero where C is zero, whose taps add up to 0; taps are linear in C."""
+    kernel = layer.kernels[0]  # type: ignore[index]
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(_sums(layer).sum(), kernel.C)
+    slope = slope * (C != 0)
+    modes = tuple(range(2, C.dim()))
+    return C - slope * (slope * C).sum(modes, keepdim=True) / slope.square().sum(modes, keepdim=True)
+
+
+def _sums(layer: S4ND) -> Tensor:
+    """Sums of the taps of the first axis, for each entry of C but the modes (whose axes are of size 1)."""
+    C, length = layer.kernels[0].C, layer.grid[0]  # type: ignore[index]
+    replicates = isinstance(layer, ClipS4ND) and layer.time_padding == 'replicate'
+    taps, _ = layer.axis_taps(0, layer.reach(length, 1.0) if replicates else length, 1.0)
+    total = (layer.tensor_rank * taps.sum(-1)).flatten()  # R·c·H, of both sides together
+    return total.repeat(C.shape[:2].numel() // len(total)).view(*C.shape[:2], *[1] * (C.dim() - 2))
 
 
 def _decay_s4d(kernel: S4DKernel, timescale: float, length: int) -> None:
     """The slowest mode decays, the others are silent; dt = 2 / length puts mode n of 'lin' at n cycles per clip."""
     kernel.log_dt.fill_(math.log(2 / length))
     slowest = 0 if kernel.A_imag is None else int(kernel.A_imag.abs().sum(0).argmin())
-    kernel.log_A_real[:, slowest].fill_(math.log(length / (2 * timescale)))  # type: ignore[index]
+    kernel.log_A_real.fill_(math.log(_FASTER * length / (2 * timescale)))  # type: ignore[union-attr]
+    kernel.log_A_real[:, slowest] -= math.log(_FASTER)  # type: ignore[index]
     if kernel.A_imag is None:
         kernel.B[:, slowest], kernel.C[..., slowest] = 1, 1
     else:

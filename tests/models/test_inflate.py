@@ -98,6 +98,19 @@ def test_other_lengths_and_frame_rates_too(causal: bool) -> None:
             assert error(video, model, frames) < bound
 
 
+@pytest.mark.parametrize('causal', [False, True])
+def test_features_differ_in_what_they_see_of_motion(causal: bool) -> None:
+    """A random kernel of sum 0 stands beside the decay, which is the same for all and the same both ways."""
+    for motion in (False, True):
+        video = inflate(image_model(), 12, motion=motion, causal=causal)
+        layer = next(m for m in video.modules() if isinstance(m, S4ND))
+        taps = layer.axis_taps(0, layer.reach(12, 1.0), 1.0)[0]
+        torch.testing.assert_close(taps.sum(-1), torch.ones_like(taps[..., 0]), atol=1e-5, rtol=0)
+        assert ((taps - taps[:, :1]).abs().max() > 0.1) == motion
+        if not causal:
+            assert ((taps - taps.flip(-1)).abs().max() > 0.1) == motion
+
+
 def test_what_zeros_beyond_the_ends_cost() -> None:
     """As published: the ends lose what would come from beyond them, half of the kernel at most, the middle nothing."""
     layer = decay_(S4ND(4, (32, 2), d_state=8), timescale=2.0)
