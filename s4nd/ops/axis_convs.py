@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from s4nd.ops.dispatch import autocasted, by_hand, half_products, is_channels_last, plain_gradients, wants_graph
 from s4nd.ops.products import plain_product, product_gradients, toeplitz
 
-LONGEST = 64  # of an axis; beyond, matrix products are as fast
+LONGEST = 64  # of an axis; beyond, and with fewer features, matrix products are as fast
+NARROWEST = 16
 
 
 @torch.jit.unused
@@ -24,10 +25,11 @@ def takes_axis_convs(x: Tensor, ranks: int, method: str, exact: bool) -> bool:
     """Whether a signal (B, C, L1, …, Ld) is convolved so, with kernels of so many ranks."""
     if method != 'auto' or ranks > 1 or not by_hand(x) or x.device.type != 'cpu':
         return False
-    if not is_channels_last(x) or max(x.shape[2:]) > LONGEST or not torch.backends.mkldnn.enabled:
+    if not is_channels_last(x) or max(x.shape[2:]) > LONGEST or x.shape[1] < NARROWEST:
         return False
     few = x[:0] if exact else autocasted(x[:0])  # in the dtype of the products
-    return torch.backends.mkldnn.is_available() and (few.dtype == torch.float32 or (half_products(few) and not exact))
+    multiplied = few.dtype == torch.float32 or (half_products(few) and not exact)
+    return multiplied and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
 
 
 def axis_convs(x: Tensor, taps: Sequence[Tensor], centers: Sequence[int], skip: Tensor | None) -> Tensor:

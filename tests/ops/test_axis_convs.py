@@ -20,9 +20,9 @@ def last(x: Tensor) -> Tensor:
 @pytest.mark.parametrize('kind', ['bidirectional', 'causal', 'short', 'long'])
 def test_equals_the_direct_sum(size: tuple[int, ...], kind: str) -> None:
     torch.manual_seed(0)
-    x, skip = torch.randn(2, 3, *size).double().requires_grad_(), torch.randn(3).double().requires_grad_()
-    taps, centers = random_taps(size, 1, 3, kind)
-    true = oracles.direct_conv(x, oracles.full_kernel(taps), centers) + skip.reshape(3, *[1] * len(size)) * x
+    x, skip = torch.randn(2, 16, *size).double().requires_grad_(), torch.randn(16).double().requires_grad_()
+    taps, centers = random_taps(size, 1, 16, kind)
+    true = oracles.direct_conv(x, oracles.full_kernel(taps), centers) + skip.reshape(16, *[1] * len(size)) * x
     weight = torch.randn_like(true)
     theirs = torch.autograd.grad((true * weight).sum(), [x, skip, *taps])
     u, *rest = [t.detach().float().requires_grad_() for t in (x, skip, *taps)]
@@ -40,8 +40,8 @@ def test_equals_the_direct_sum(size: tuple[int, ...], kind: str) -> None:
 def test_second_derivatives_and_parts(needed: list[int]) -> None:
     """The matrix products in float64, which are held to the direct sum, are the measure."""
     torch.manual_seed(0)
-    taps, centers = random_taps((5, 4), 1, 3, 'bidirectional')
-    inputs = [torch.randn(2, 3, 5, 4), torch.randn(3), *(0.3 * k.detach() for k in taps)]
+    taps, centers = random_taps((5, 4), 1, 16, 'bidirectional')
+    inputs = [torch.randn(2, 16, 5, 4), torch.randn(16), *(0.3 * k.detach() for k in taps)]
 
     def derivatives(x: Tensor, skip: Tensor, *taps: Tensor) -> list[Tensor]:
         parts = [(x, skip, *taps)[i].requires_grad_() for i in needed]
@@ -60,8 +60,8 @@ def test_second_derivatives_and_parts(needed: list[int]) -> None:
 @torch.no_grad()
 def test_bfloat16(autocast: bool) -> None:
     torch.manual_seed(0)
-    x = last(torch.randn(2, 3, 7, 6))
-    taps, centers = random_taps((7, 6), 1, 3, 'bidirectional')
+    x = last(torch.randn(2, 16, 7, 6))
+    taps, centers = random_taps((7, 6), 1, 16, 'bidirectional')
     true = oracles.direct_conv(x.double(), oracles.full_kernel(taps), centers)
     with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
         y = separable_conv(x if autocast else x.bfloat16(), [k.float() for k in taps], centers)
@@ -73,20 +73,21 @@ def test_bfloat16(autocast: bool) -> None:
 
 @torch.no_grad()
 def test_one_nan_reaches_its_whole_feature() -> None:
-    x = torch.randn(2, 3, 6, 5)
+    x = torch.randn(2, 16, 6, 5)
     x[1, 2, 3, 4] = torch.nan
-    taps, centers = random_taps((6, 5), 1, 3, 'causal')
+    taps, centers = random_taps((6, 5), 1, 16, 'causal')
     y = separable_conv(last(x), [k.float() for k in taps], centers)
     assert y[1, 2].isnan().all()
     assert y.isnan().sum() == 30
 
 
 def test_where_they_are_taken() -> None:
-    x = last(torch.randn(2, 3, 7, 6))
+    x = last(torch.randn(2, 16, 7, 6))
     assert takes_axis_convs(x, 1, 'auto', False)
     others = [
         (x.contiguous(), 1, 'auto'), (x.double(), 1, 'auto'), (x.half(), 1, 'auto'), (x, 2, 'auto'),
-        (x, 1, 'toeplitz'), (last(torch.randn(1, 2, 65, 3)), 1, 'auto'), (x[:, :, 0], 1, 'auto'),
+        (x, 1, 'toeplitz'), (last(torch.randn(1, 16, 65, 3)), 1, 'auto'), (x[:, :, 0], 1, 'auto'),
+        (last(torch.randn(1, 15, 4, 3)), 1, 'auto'),
     ]  # fmt: skip
     assert not any(takes_axis_convs(*other, False) for other in others)
     assert not torch.vmap(lambda x: torch.tensor(takes_axis_convs(x, 1, 'auto', False)))(x[None]).any()
@@ -95,8 +96,8 @@ def test_where_they_are_taken() -> None:
 @torch.no_grad()
 def test_a_layer_remembers_what_each_format_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    layer = S4ND(4, (7, 6), d_state=8).eval()
-    x = torch.randn(2, 4, 7, 6)
+    layer = S4ND(16, (7, 6), d_state=8).eval()
+    x = torch.randn(2, 16, 7, 6)
     true = layer(x)
     calls = []
     kernels = type(layer.kernels[0])
