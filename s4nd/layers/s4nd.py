@@ -20,8 +20,8 @@ from s4nd.ops import (
     observed,
     separable_conv,
     sizes_of,
-    takes_axis_convs,
     toeplitz,
+    use_axis_convs,
     use_fused,
     use_toeplitz,
     wrap_taps,
@@ -259,7 +259,7 @@ class S4ND(GridLayer):
         """What `operators` gives, and in evaluation, from memory, the matrices where the convolution of x uses them."""
         for kernel, step in zip(self.kernels, steps, strict=True):
             warn_if_aliased(getattr(kernel, 'bandlimit', math.inf), step)
-        convs = takes_axis_convs(x, self.tensor_rank, self.method, self.exact)
+        convs = use_axis_convs(x, self.tensor_rank, self.method, self.exact)
         key = (tuple(size), tuple(steps), self.cell, tuple(self._l_max), self.method, convs)
         return self.remembered('operators', key, self.kernels, lambda: self._matrices(size, steps, convs))
 

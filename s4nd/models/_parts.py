@@ -13,6 +13,7 @@ from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from s4nd.layers.base import GridLayer, check_floating
+from s4nd.ops.dispatch import CHANNELS_LAST
 from s4nd.resolution import warn_of_size
 
 # A plain torch.fx.symbolic_trace passes over them as well: they look at sizes, which a Proxy does not know.
@@ -123,18 +124,15 @@ class SizedLayer(GridLayer):
         warn_of_size(x.shape[-axes:], self._grid[-axes:])
 
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
 class LayoutModule(nn.Module):
     """Base of the models: `to(memory_format=…)` also where weights of images and of clips stand side by side."""
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """Move and convert as any module; channels_last and channels_last_3d mean the one of each weight's rank."""
-        if kwargs.get('memory_format') in _CHANNELS_LAST.values():
+        if kwargs.get('memory_format') in CHANNELS_LAST.values():
             # torch itself refuses 4-dimensional weights of a model in channels_last_3d, and 5-dimensional ones.
             del kwargs['memory_format']
-            self._apply(lambda t: t.contiguous(memory_format=_CHANNELS_LAST[t.dim()]) if t.dim() in (4, 5) else t)
+            self._apply(lambda t: t.contiguous(memory_format=CHANNELS_LAST[t.dim()]) if t.dim() in (4, 5) else t)
         return super().to(*args, **kwargs) if args or kwargs else self
 
 

@@ -1,6 +1,6 @@
 """Pure functions: taps x signal -> signal, and the sums that make taps. Every choice of arithmetic is made here."""
 
-from s4nd.ops.axis_convs import takes_axis_convs
+from s4nd.ops.axis_convs import use_axis_convs
 from s4nd.ops.diagonal import diagonal_taps, discretize, expand_ssm, expm1, pair_cells
 from s4nd.ops.dispatch import at_least_float32, check_exporter, exact_bmm, observed, sizes_of, values_are_known, wide
 from s4nd.ops.exponentials import exponential_sum
@@ -38,9 +38,9 @@ __all__ = [
     'run_recurrence',
     'separable_conv',
     'sizes_of',
-    'takes_axis_convs',
     'toeplitz',
     'toeplitz_replicate',
+    'use_axis_convs',
     'use_fused',
     'use_toeplitz',
     'values_are_known',

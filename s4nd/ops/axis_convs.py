@@ -21,7 +21,7 @@ NARROWEST = 16
 
 
 @torch.jit.unused
-def takes_axis_convs(x: Tensor, ranks: int, method: str, exact: bool) -> bool:
+def use_axis_convs(x: Tensor, ranks: int, method: str, exact: bool) -> bool:
     """Whether a signal (B, C, L1, …, Ld) is convolved so, with kernels of so many ranks."""
     if method != 'auto' or ranks > 1 or not by_hand(x) or x.device.type != 'cpu':
         return False

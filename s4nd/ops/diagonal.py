@@ -46,7 +46,7 @@ def expand_ssm(x: Tensor, d_model: int) -> Tensor:
     return x.repeat(repeats)
 
 
-# Up to so many taps, sums of float32 powers err by at most 1e-6 of the largest tap, damped or not.
+# Up to so many taps, sums of float32 powers err by at most 2e-6 of the largest tap, damped or not.
 _SHORT = 1024
 
 

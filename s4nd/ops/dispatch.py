@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+# The format of images and of clips, by the number of axes (TorchScript knows no such table).
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 @torch.jit.unused
 def _is_observed() -> bool:

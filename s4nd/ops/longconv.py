@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from s4nd.ops import fused
-from s4nd.ops.axis_convs import axis_convs, takes_axis_convs
+from s4nd.ops.axis_convs import axis_convs, use_axis_convs
 from s4nd.ops.dispatch import autocasted, by_hand, half_products, in_format_of, takes_operators
 from s4nd.ops.fftconv import fft_conv, plain_fft_conv
 from s4nd.ops.products import apply_matrix, axis_dim, from_channels, separable_product, to_channels, toeplitz
@@ -97,7 +97,7 @@ def separable_conv(
     with torch.autocast(x.device.type, enabled=False):
         if use_fused(x.device, x.dtype, list(x.shape[2:]), method) and _are_taps(taps, method):
             return _one_pass(x, taps, centers, skip, exact)
-        if takes_axis_convs(x, len(taps[0]), method, exact) and _are_taps(taps, method):
+        if use_axis_convs(x, len(taps[0]), method, exact) and _are_taps(taps, method):
             return axis_convs(x, taps, centers, skip)
         return _separable_conv(x, taps, centers, method, skip, exact)
 

@@ -13,12 +13,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ProjectConfiguration, parse_flag_from_env
 from torch import nn
 
+from s4nd.ops.dispatch import CHANNELS_LAST
 from s4nd.options import ConfigError
 from s4nd.training.config import RunConfig
 
 __all__ = ['check_device', 'in_channels_last', 'is_sharded', 'make_accelerator']
-
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -88,8 +87,8 @@ def in_channels_last(model: nn.Module) -> Iterator[None]:
 
     def arrange(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
-            x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
-            if isinstance(x, torch.Tensor) and x.dim() in _CHANNELS_LAST
+            x.contiguous(memory_format=CHANNELS_LAST[x.dim()])
+            if isinstance(x, torch.Tensor) and x.dim() in CHANNELS_LAST
             else x
             for x in inputs
         )

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from s4nd import S4ND
-from s4nd.ops import separable_conv, takes_axis_convs
+from s4nd.ops import separable_conv, use_axis_convs
 from tests import oracles
 from tests.ops.test_longconv import random_taps
 
@@ -27,7 +27,7 @@ def test_equals_the_direct_sum(size: tuple[int, ...], kind: str) -> None:
     theirs = torch.autograd.grad((true * weight).sum(), [x, skip, *taps])
     u, *rest = [t.detach().float().requires_grad_() for t in (x, skip, *taps)]
     u = last(u.detach()).requires_grad_()
-    assert takes_axis_convs(u, 1, 'auto', False)
+    assert use_axis_convs(u, 1, 'auto', False)
     y = separable_conv(u, rest[1:], centers, skip=rest[0])
     assert type(y.grad_fn).__name__ == '_AxisConvsBackward'
     assert y.stride() == u.stride()
@@ -83,14 +83,14 @@ def test_one_nan_reaches_its_whole_feature() -> None:
 
 def test_where_they_are_taken() -> None:
     x = last(torch.randn(2, 16, 7, 6))
-    assert takes_axis_convs(x, 1, 'auto', False)
+    assert use_axis_convs(x, 1, 'auto', False)
     others = [
         (x.contiguous(), 1, 'auto'), (x.double(), 1, 'auto'), (x.half(), 1, 'auto'), (x, 2, 'auto'),
         (x, 1, 'toeplitz'), (last(torch.randn(1, 16, 65, 3)), 1, 'auto'), (x[:, :, 0], 1, 'auto'),
         (last(torch.randn(1, 15, 4, 3)), 1, 'auto'),
     ]  # fmt: skip
-    assert not any(takes_axis_convs(*other, False) for other in others)
-    assert not torch.vmap(lambda x: torch.tensor(takes_axis_convs(x, 1, 'auto', False)))(x[None]).any()
+    assert not any(use_axis_convs(*other, False) for other in others)
+    assert not torch.vmap(lambda x: torch.tensor(use_axis_convs(x, 1, 'auto', False)))(x[None]).any()
 
 
 @torch.no_grad()
