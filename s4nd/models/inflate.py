@@ -4,9 +4,8 @@
 
 S4ND: the kernels of height and width are kept, and time gets fresh ones with sum 1: a decay exp(-|t| / timescale) and a
 random one of a few frames with sum 0. The decay alone is the same even function for all features, none of which tells a
-motion from the opposite one. The sum is 1 at every frame, the first and the last too, because the clip is taken to stand
-still beyond its ends (`time_padding='replicate'`); with 'zeros' the first and the last frames lose what would come from
-there.
+motion from the opposite one. The sum is 1 at every frame, the first and the last too, because the clip is taken to
+stand still beyond its ends (`time_padding='replicate'`); with 'zeros' the ends lose what would come from there.
 Convolutions (I3D, arXiv 1705.07750; S3D, 1712.04851): weights repeated over k frames and divided by k, or a mean over
 k frames after the convolution in space; the same holds at their ends.
 """
